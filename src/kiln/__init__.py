@@ -1,0 +1,1 @@
+"""Kiln builds, patches and proves vLLM images."""

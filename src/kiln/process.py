@@ -1,0 +1,164 @@
+"""The only module that imports subprocess: show a command, ask it, or does it succeed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kiln import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+_TAIL_LINES = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout_s: float | None = None,
+    stdin: str | None = None,
+) -> Result:
+    """Run `argv` with its output held back. Raises Missing (no such program) or CommandFailed (time-out)."""
+    try:
+        done = subprocess.run(
+            list(argv),
+            env=env,
+            cwd=cwd,
+            timeout=timeout_s,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise _no_program(argv) from error
+    except subprocess.TimeoutExpired as error:
+        message = f"{shlex.join(argv)}: no answer within {timeout_s:g} s"
+        raise errors.CommandFailed(message) from error
+    return Result(code=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+
+def ask(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout_s: float | None = None,
+) -> str:
+    """Return the stdout of `argv`; anything but exit code 0 raises CommandFailed with both streams."""
+    result = run(argv, env=env, cwd=cwd, timeout_s=timeout_s)
+    if result.code:
+        raise failed(argv, result.code, result.stderr + result.stdout)
+    return result.stdout
+
+
+def succeeds(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> bool:
+    """Say whether `argv` exists and ends with exit code 0."""
+    try:
+        return run(argv, env=env).code == 0
+    except errors.Missing:
+        return False
+
+
+def show(
+    argv: Sequence[str],
+    *,
+    line: Callable[[str], None],
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> str:
+    """Run `argv`, hand every line of output to `line` as it comes, and return them all.
+
+    Raises CommandFailed with the last lines when the exit code is not 0. An interrupt ends the child first.
+    """
+    lines: list[str] = []
+    try:
+        child = subprocess.Popen(
+            list(argv),
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise _no_program(argv) from error
+    with child:
+        assert child.stdout is not None
+        try:
+            for text in child.stdout:
+                lines.append(text.rstrip("\n"))
+                line(lines[-1])
+        except BaseException:
+            stop(child)
+            raise
+    if child.returncode:
+        raise failed(argv, child.returncode, "\n".join(lines))
+    return "\n".join(lines)
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    log: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a program of its own session that outlives this one, its output appended to `log`."""
+    try:
+        with (log or Path(os.devnull)).open("ab") as out:
+            return subprocess.Popen(
+                list(argv),
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=tuple(pass_fds),
+            )
+    except FileNotFoundError as error:
+        raise _no_program(argv) from error
+
+
+def stop(child: subprocess.Popen[str]) -> None:
+    """End a child in polite steps: terminate, then kill."""
+    child.terminate()
+    try:
+        child.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def python(*args: str) -> tuple[str, ...]:
+    """Return the argv that runs this very interpreter with `args`."""
+    return (sys.executable, *args)
+
+
+def failed(argv: Sequence[str], code: int, output: str) -> errors.CommandFailed:
+    """Return the error for `argv` that ended with `code`: the command and the end of what it printed."""
+    tail = "\n".join(output.rstrip().splitlines()[-_TAIL_LINES:])
+    return errors.CommandFailed(f"$ {shlex.join(argv)}\nexit code {code}\n{tail}".rstrip())
+
+
+def _no_program(argv: Sequence[str]) -> errors.Missing:
+    return errors.Missing(f"{argv[0]}: no such program on this machine")

@@ -1,0 +1,73 @@
+"""Shows a person what happens: steps and progress on stderr, tables and JSON on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+_SHOWN_WIDTH = 100
+
+
+class Reporter:
+    """Prints one line a step with its time; on a terminal the running step shows its latest detail."""
+
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        self._stream = stream or sys.stderr
+        self._quiet = quiet
+        self._live = not quiet and self._stream.isatty()
+        self.timings: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Time a named step; the yielded function takes one line of detail at a time."""
+        start = time.monotonic()
+        self._begin(name)
+        try:
+            yield lambda detail: self._detail(name, detail, start)
+        except BaseException:
+            self._end("✗", name, time.monotonic() - start)
+            raise
+        self.timings[name] = round(time.monotonic() - start, 2)
+        self._end("✓", name, self.timings[name])
+
+    def note(self, text: str) -> None:
+        """Print one line as it is."""
+        if not self._quiet:
+            print(text, file=self._stream, flush=True)
+
+    def _begin(self, name: str) -> None:
+        if self._live:
+            print(f"\r\x1b[K… {name}", end="", file=self._stream, flush=True)
+        else:
+            self.note(f"… {name}")
+
+    def _detail(self, name: str, detail: str, start: float) -> None:
+        detail = "".join(c for c in detail if c.isprintable()).strip()
+        if self._live and detail:
+            text = f"… {name}  {time.monotonic() - start:.0f}s  {detail}"[:_SHOWN_WIDTH]
+            print(f"\r\x1b[K{text}", end="", file=self._stream, flush=True)
+        elif detail:
+            self.note(f"    {detail}")
+
+    def _end(self, mark: str, name: str, seconds: float) -> None:
+        clear = "\r\x1b[K" if self._live else ""
+        self.note(f"{clear}{mark} {name}  {seconds:.1f}s")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return left-aligned columns as plain text, one line a row; the last column is not padded."""
+    cells = [tuple(headers), *(tuple(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers) - 1)]
+    lines = ("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def as_json(value: Any) -> str:
+    """Return the one JSON form used everywhere: two spaces, sorted keys, no trailing newline."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
