@@ -1,0 +1,7 @@
+"""The hand-edited catalog: releases and images, patches, recipes, as strict frozen records."""
+
+from __future__ import annotations
+
+from kiln.catalog.load import Catalog, edition_path, find_root, load
+
+__all__ = ["Catalog", "edition_path", "find_root", "load"]

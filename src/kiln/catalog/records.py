@@ -1,0 +1,266 @@
+"""The frozen records that the catalog's YAML files hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+
+def _version(text: str) -> str:
+    Version(text)
+    return text
+
+
+def _specifier(text: str) -> str:
+    SpecifierSet(text)
+    return text
+
+
+def _contained(text: str) -> str:
+    if ".." in text.split("/"):
+        raise ValueError("leaves its folder")
+    return text
+
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Release = Annotated[Text, AfterValidator(_version)]
+Specifier = Annotated[Text, AfterValidator(_specifier)]
+Path = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+.-][A-Za-z0-9_+./-]*$"), AfterValidator(_contained)]
+Vendor = Literal["amd", "nvidia"]
+
+
+class Record(BaseModel):
+    """Base of every record: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# images/releases.yaml
+
+
+class Product(Record):
+    """One GPU product: its 8-GPU (or tray) node as the field sells it."""
+
+    name: Text
+    gpus: int = Field(ge=1, le=72)
+    vram_gb: int = Field(ge=1)
+
+
+class Arch(Record):
+    vendor: Vendor
+    generation: Text
+    products: dict[Name, Product] = Field(min_length=1)
+
+
+class WheelPin(Record):
+    """A wheel on the configured package index, by file name and content hash."""
+
+    project: Name
+    file: Text
+    sha256: Sha256
+
+
+class DigestPin(Record):
+    """A registry digest; `confidence` is A, B, C for three, two, one public records that agree."""
+
+    digest: Digest
+    confidence: Literal["A", "B", "C"]
+    verified: bool
+
+
+class ImagePin(Record):
+    """An image tag with its index digest and the digest of its linux/amd64 manifest, where known."""
+
+    repository: Text
+    tag: Text
+    index: DigestPin | None = None
+    manifest: DigestPin | None = None
+
+    @property
+    def reference(self) -> str:
+        """The tag reference, for people; builds use `repository@manifest.digest`."""
+        return f"{self.repository}:{self.tag}"
+
+
+class CudaStack(Record):
+    image: ImagePin
+    cuda: Text
+    ubuntu: Text
+    python: Text
+    torch: Text
+    torchvision: Text
+    torchaudio: Text
+    triton: Text
+    flashinfer: Text
+    cutlass_dsl: Text
+    nccl: Text | None = None
+
+
+class RocmStack(Record):
+    image: ImagePin
+    base_image: Text
+    rocm: Text
+    python: Text
+    aiter: Text
+    aiter_use_system_triton: bool
+    triton_ref: Text
+    triton_reported: Text | None = None
+    torch_ref: Text
+    torch_reported: Text
+    torchvision: Text
+    flash_attention_ref: Text
+    mori: Text
+    amd_quark: Text
+    pybind11: Text | None = None
+    base_dockerfile_sha256_16: Text
+
+
+class TwinExtra(Record):
+    """One file of the release's GPU wheel that its CPU wheel lacks."""
+
+    member: Path
+    sha256: Sha256
+    reason: Text
+
+
+class Twin(Record):
+    """What a CPU-only image of a release is made of."""
+
+    base: Literal["debian"] | ImagePin
+    python: Text
+    wheel: WheelPin
+    torch: WheelPin
+    requirements: Path
+    extras: tuple[TwinExtra, ...] = ()
+
+
+class ReleasePins(Record):
+    date: Text
+    commit: Text
+    wheel: WheelPin
+    cuda: CudaStack
+    rocm: RocmStack
+    twin: Twin | None = None
+    no_twin_because: Text | None = None
+
+
+class Releases(Record):
+    default_release: Release
+    arches: dict[Name, Arch] = Field(min_length=1)
+    releases: dict[Release, ReleasePins] = Field(min_length=1)
+
+
+# patches/
+
+
+class FileHashes(Record):
+    """sha256 of a file before and after an edition; absent `pre` means created, absent `post` deleted."""
+
+    pre: Sha256 | None = None
+    post: Sha256 | None = None
+
+
+class Edition(Record):
+    sha256: Sha256
+    files: dict[Path, FileHashes] = Field(min_length=1)
+
+
+class Applies(Record):
+    """Where a patch is needed; an empty list means every one."""
+
+    models: tuple[Text, ...] = ()
+    variants: tuple[Name, ...] = ()
+    arches: tuple[Name, ...] = ()
+    releases: Specifier
+
+
+class Upstream(Record):
+    status: Literal["not-reported", "open", "merged", "declined", "withdrawn"]
+    links: tuple[Text, ...] = ()
+    merged_in: Release | None = None
+
+
+class Probe(Record):
+    """How probe.py is run: over the source text alone, or with the patched vllm importable."""
+
+    needs: Literal["source", "vllm"]
+    shows: Text
+
+
+class Patch(Record):
+    id: Name
+    title: Text
+    reason: Text
+    lost_without: Text
+    upstream: Upstream
+    drop_when: Text
+    applies: Applies
+    probe: Probe
+    editions: dict[Release, Edition] = {}
+
+
+class SeriesOrder(Record):
+    order: tuple[Name, ...]
+
+
+# recipes/ (the vLLM recipe dialect, the part that Kiln reads so far)
+
+
+class Layer(Record):
+    """Arguments and environment that one layer of a recipe adds."""
+
+    extra_args: tuple[Text, ...] = ()
+    extra_env: dict[Text, str] = {}
+
+
+class Feature(Record):
+    description: Text
+    args: tuple[Text, ...]
+
+
+class Variant(Layer):
+    model_id: Text | None = None
+    precision: Name
+    vram_minimum_gb: int = Field(ge=1)
+    description: Text
+    supported_hardware: tuple[Name, ...] = Field(min_length=1)
+    tp: int | None = Field(default=None, ge=1)
+    hardware_overrides: dict[Name, Layer] = {}
+
+
+class Meta(Record):
+    title: Text
+    slug: Name
+    provider: Text
+    description: Text
+
+
+class Model(Record):
+    model_id: Text
+    min_vllm_version: Release
+    base_args: tuple[Text, ...] = ()
+    base_env: dict[Text, str] = {}
+
+
+class Recipe(Record):
+    meta: Meta
+    model: Model
+    features: dict[Name, Feature]
+    opt_in_features: tuple[Text, ...] = ()
+    variants: dict[Name, Variant] = Field(min_length=1)
+    hardware_overrides: dict[Name, Layer] = {}
+
+
+# kiln.yaml (a person's own configuration, optional)
+
+
+class Config(Record):
+    """`mirrors` maps an image prefix to the prefix it is pulled from instead."""
+
+    mirrors: dict[Text, Text] = {}

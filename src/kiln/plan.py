@@ -1,0 +1,217 @@
+"""Resolves a target into everything it needs: image, pins, series, serve command; pure, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from kiln import errors, recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from kiln.catalog import Catalog, records
+
+DEFAULT_MODEL = "MiniMaxAI/MiniMax-M3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a person builds, smokes and publishes; `product` is the GPU whose recipe layers are used."""
+
+    model: str
+    variant: str
+    arch: str
+    product: str
+    release: str
+
+    @property
+    def slug(self) -> str:
+        """The name of the target in files and tags."""
+        return f"{self.model.rsplit('/', 1)[-1].lower()}-{self.variant}-{self.arch}-{self.release}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchUse:
+    """One edition in a target's series; `files` maps a path to its sha256 before and after."""
+
+    id: str
+    title: str
+    edition: str
+    sha256: str
+    files: tuple[tuple[str, str | None, str | None], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """The upstream image of a real target; `digest` is that of the linux/amd64 manifest, None when unknown."""
+
+    kind: Literal["rocm", "cuda"]
+    repository: str
+    tag: str
+    digest: str | None
+    confidence: str | None
+    verified: bool
+
+    @property
+    def reference(self) -> str:
+        """The reference a build pulls, by digest; the tag alone when no digest is known."""
+        return f"{self.repository}@{self.digest}" if self.digest else f"{self.repository}:{self.tag}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything a target resolves to; `twin` is set where the release can be built without a GPU."""
+
+    target: Target
+    image: Image
+    wheel: records.WheelPin
+    pins: tuple[tuple[str, str], ...]
+    twin: records.Twin | None
+    no_twin_because: str
+    series: tuple[PatchUse, ...]
+    serve: recipe.Serve
+
+    def as_data(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "target": asdict(self.target) | {"slug": self.target.slug},
+            "image": asdict(self.image) | {"reference": self.image.reference},
+            "wheel": self.wheel.model_dump(),
+            "pins": dict(self.pins),
+            "twin": self.twin.model_dump(mode="json") if self.twin else None,
+            "no_twin_because": self.no_twin_because or None,
+            "series": [asdict(use) | {"files": _files(use)} for use in self.series],
+            "serve": asdict(self.serve) | {"command": self.serve.text},
+        }
+
+
+def make(
+    catalog: Catalog,
+    *,
+    variant: str,
+    arch: str,
+    release: str = "",
+    model: str = "",
+) -> Plan:
+    """Resolve one target; raises BadInput that lists every unknown name, or why the combination cannot work."""
+    model, release = model or DEFAULT_MODEL, release or catalog.releases.default_release
+    if unknown := list(_unknown(catalog, model=model, variant=variant, arch=arch, release=release)):
+        raise errors.BadInput("\n".join(unknown), hint="see what there is: ./inv plan --list")
+    model_recipe = catalog.recipes[model]
+    spec = model_recipe.variants[variant]
+    arch, product = _hardware(catalog.releases.arches, spec, variant, arch)
+    if Version(release) < Version(model_recipe.model.min_vllm_version):
+        raise errors.BadInput(f"{model} needs vLLM {model_recipe.model.min_vllm_version} or newer, not {release}")
+    pins = catalog.releases.releases[release]
+    target = Target(model=model, variant=variant, arch=arch, product=product, release=release)
+    arch_record = catalog.releases.arches[arch]
+    return Plan(
+        target=target,
+        image=_image(pins, arch_record),
+        wheel=pins.wheel,
+        pins=tuple(_pins(pins, arch_record)),
+        twin=pins.twin,
+        no_twin_because=pins.no_twin_because or "",
+        series=tuple(_series(catalog, target)),
+        serve=recipe.resolve(model_recipe, variant, arch_record, product),
+    )
+
+
+def possible(catalog: Catalog) -> Iterator[tuple[str, str, str, str]]:
+    """Yield every (model, variant, arch, release) that a plan can be made for."""
+    for model, model_recipe in catalog.recipes.items():
+        for variant, spec in model_recipe.variants.items():
+            for arch in _arches(catalog.releases.arches, spec):
+                for release in catalog.releases.releases:
+                    if Version(release) >= Version(model_recipe.model.min_vllm_version):
+                        yield model, variant, arch, release
+
+
+def _unknown(catalog: Catalog, *, model: str, variant: str, arch: str, release: str) -> Iterator[str]:
+    arches = catalog.releases.arches
+    products = {product for record in arches.values() for product in record.products}
+    if model not in catalog.recipes:
+        yield errors.unknown("model", model, catalog.recipes)
+    elif variant not in catalog.recipes[model].variants:
+        yield errors.unknown("variant", variant, catalog.recipes[model].variants)
+    if arch not in arches and arch not in products:
+        yield errors.unknown("arch", arch, {*arches, *products})
+    if release not in catalog.releases.releases:
+        yield errors.unknown("release", release, catalog.releases.releases)
+
+
+def _hardware(arches: Mapping[str, records.Arch], spec: records.Variant, variant: str, asked: str) -> tuple[str, str]:
+    """Return (arch, product) for an arch or a product name, or say which ones this variant can run on."""
+    for arch, record in arches.items():
+        candidates = record.products if asked == arch else {asked} & record.products.keys()
+        for product in candidates:
+            if product in spec.supported_hardware:
+                return arch, product
+    able = "; ".join(f"{arch} ({', '.join(products)})" for arch, products in _arches(arches, spec).items())
+    raise errors.BadInput(f"{variant} cannot run on {asked}; it runs on: {able}")
+
+
+def _arches(arches: Mapping[str, records.Arch], spec: records.Variant) -> dict[str, list[str]]:
+    able = {
+        arch: [product for product in record.products if product in spec.supported_hardware]
+        for arch, record in arches.items()
+    }
+    return {arch: products for arch, products in able.items() if products}
+
+
+def _image(pins: records.ReleasePins, arch: records.Arch) -> Image:
+    stack = pins.rocm if arch.vendor == "amd" else pins.cuda
+    manifest = stack.image.manifest
+    return Image(
+        kind="rocm" if arch.vendor == "amd" else "cuda",
+        repository=stack.image.repository,
+        tag=stack.image.tag,
+        digest=manifest.digest if manifest else None,
+        confidence=manifest.confidence if manifest else None,
+        verified=bool(manifest and manifest.verified),
+    )
+
+
+def _pins(pins: records.ReleasePins, arch: records.Arch) -> Iterator[tuple[str, str]]:
+    stack = pins.rocm if arch.vendor == "amd" else pins.cuda
+    yield "vllm_commit", pins.commit
+    for name, value in stack.model_dump(exclude={"image"}, exclude_none=True).items():
+        yield name, str(value)
+
+
+def _series(catalog: Catalog, target: Target) -> Iterator[PatchUse]:
+    for patch_id in catalog.order:
+        patch = catalog.patches[patch_id]
+        if not _needed(patch.applies, target):
+            continue
+        if target.release not in patch.editions:
+            raise errors.BadInput(
+                f"patches/{patch_id}: needed on {target.release} for {target.slug}, but it has no edition for it",
+                hint=f"editions exist for: {', '.join(patch.editions) or 'none'}; pick one with --release",
+            )
+        edition = patch.editions[target.release]
+        yield PatchUse(
+            id=patch_id,
+            title=patch.title,
+            edition=target.release,
+            sha256=edition.sha256,
+            files=tuple((path, hashes.pre, hashes.post) for path, hashes in sorted(edition.files.items())),
+        )
+
+
+def _needed(applies: records.Applies, target: Target) -> bool:
+    """Say whether a patch is bound to this target: by model, variant, arch and release, never by launch script."""
+    return (
+        (not applies.models or target.model in applies.models)
+        and (not applies.variants or target.variant in applies.variants)
+        and (not applies.arches or target.arch in applies.arches)
+        and SpecifierSet(applies.releases).contains(target.release, prereleases=True)
+    )
+
+
+def _files(use: PatchUse) -> list[dict[str, str | None]]:
+    return [{"path": path, "pre": pre, "post": post} for path, pre, post in use.files]

@@ -1,0 +1,1 @@
+"""Where original sources come from: released wheels, and the distribution's packages."""

@@ -1,0 +1,221 @@
+"""Reads single files of a released wheel by HTTP range, never the whole wheel, with a cache keyed by the wheel's hash.
+
+The wheel is found by its file name on the configured package index (PEP 503), must be listed there with the pinned
+sha256, and every file read is checked against its CRC in the zip's central directory.
+"""
+
+from __future__ import annotations
+
+import html.parser
+import io
+import os
+import tempfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urljoin, urlsplit
+
+import requests
+
+from kiln import errors
+from kiln.upstream import pip_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from kiln.catalog import records
+
+_TIMEOUT_S = 60
+_MAX_INDEX_BYTES = 50_000_000
+_MAX_MEMBER_BYTES = 64_000_000
+_TAIL_BYTES = 600_000  # holds the whole central directory of a vLLM wheel
+_GAP_BYTES = 131_072  # two members nearer than this are fetched by one request
+_SPAN_BYTES = 8_000_000
+
+
+def read(pin: records.WheelPin, paths: Iterable[str], *, cache: Path) -> dict[str, bytes]:
+    """Return the bytes of each path in the wheel; a path the wheel does not have is left out.
+
+    Raises Missing when index or wheel cannot be reached, BadInput when the index lists another hash.
+    """
+    wanted = tuple(dict.fromkeys(paths))
+    folder = cache / pin.sha256
+    found = {path: file.read_bytes() for path in wanted if (file := folder / _contained(path)).is_file()}
+    missing = [path for path in wanted if path not in found]
+    if missing:
+        for path, data in RemoteWheel(pin).read(missing).items():
+            _store(folder / _contained(path), data)
+            found[path] = data
+    return {path: found[path] for path in wanted if path in found}
+
+
+class RemoteWheel:
+    """A wheel on the index, opened by range; `fetched_bytes` counts what came over the wire."""
+
+    def __init__(self, pin: records.WheelPin) -> None:
+        self._session = _session()
+        self.url = locate(pin, self._session)
+        self._file = _RangeFile(self.url, self._session)
+        try:
+            self._zip = zipfile.ZipFile(self._file)
+        except zipfile.BadZipFile as error:
+            raise errors.Missing(f"{pin.file}: what the index serves is no zip file") from error
+
+    @property
+    def fetched_bytes(self) -> int:
+        return self._file.fetched_bytes
+
+    def names(self) -> list[str]:
+        return self._zip.namelist()
+
+    def read(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Return the bytes of each path the wheel has, fetching neighbours together."""
+        names = set(self._zip.namelist())
+        infos = [self._zip.getinfo(path) for path in paths if path in names]
+        for info in infos:
+            if info.file_size > _MAX_MEMBER_BYTES:
+                raise errors.BadInput(f"{info.filename}: {info.file_size} bytes is more than Kiln reads from a wheel")
+        self._file.prefetch(self._extents(infos))
+        try:
+            return {info.filename: self._zip.read(info) for info in infos}
+        except zipfile.BadZipFile as error:
+            raise errors.BadInput(f"{self.url.rsplit('/', 1)[-1]}: damaged: {error}") from error
+
+    def _extents(self, infos: Iterable[zipfile.ZipInfo]) -> list[tuple[int, int]]:
+        offsets = sorted(info.header_offset for info in self._zip.infolist())
+        ends = dict(zip(offsets, [*offsets[1:], self._zip.start_dir], strict=True))
+        return sorted((info.header_offset, ends[info.header_offset]) for info in infos)
+
+
+def locate(pin: records.WheelPin, session: requests.Session) -> str:
+    """Return the URL of a wheel on the configured index, after checking that the index lists the pinned sha256."""
+    page_url = f"{pip_config.read().index_url}/{pin.project}/"
+    page = _get(session, page_url, f"the package index has no answer for {pin.project}")
+    if len(page.content) > _MAX_INDEX_BYTES:
+        raise errors.Missing(f"index page of {pin.project}: larger than {_MAX_INDEX_BYTES} bytes")
+    links = _Links()
+    links.feed(page.text)
+    for href in links.hrefs:
+        url, _, fragment = urljoin(page.url, href).partition("#")
+        if unquote(PurePosixPath(urlsplit(url).path).name) != pin.file:
+            continue
+        if fragment != f"sha256={pin.sha256}":
+            raise errors.BadInput(
+                f"{pin.file}: pinned sha256 {pin.sha256}, the index lists {fragment or 'no hash'}",
+                hint="the wheel was replaced: check the release, then edit images/releases.yaml",
+            )
+        return url
+    raise errors.Missing(f"{pin.file}: not on the package index", hint="check the index: pip config list")
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    if cert := pip_config.read().cert:
+        session.verify = str(cert)
+    return session
+
+
+def _get(
+    session: requests.Session, url: str, problem: str, headers: Mapping[str, str] | None = None
+) -> requests.Response:
+    try:
+        answer = session.get(url, headers=dict(headers or {}), timeout=_TIMEOUT_S)
+    except requests.RequestException as error:
+        raise errors.Missing(f"{problem}: {type(error).__name__}", hint="check the index: pip config list") from error
+    if not answer.ok:
+        raise errors.Missing(f"{problem}: HTTP {answer.status_code}", hint="check the index: pip config list")
+    return answer
+
+
+class _Links(html.parser.HTMLParser):
+    """Collects the targets of all links of a PEP 503 page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hrefs: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a" and (href := dict(attrs).get("href")):
+            self.hrefs.append(href)
+
+
+class _RangeFile(io.RawIOBase):
+    """A seekable read-only file over HTTP ranges; spans fetched once are kept."""
+
+    def __init__(self, url: str, session: requests.Session) -> None:
+        self._url, self._session = url, session
+        self._position = 0
+        self.fetched_bytes = 0
+        self._spans: list[tuple[int, bytes]] = []
+        self._size = 0
+        self._fetch(f"bytes=-{_TAIL_BYTES}")
+
+    def prefetch(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Fetch sorted (start, end) extents, neighbours by one request, several requests at once."""
+        merged: list[list[int]] = []
+        for start, end in extents:
+            near = merged and start - merged[-1][1] <= _GAP_BYTES and end - merged[-1][0] <= _SPAN_BYTES
+            if near:
+                merged[-1][1] = max(end, merged[-1][1])
+            else:
+                merged.append([start, end])
+        missing = [(start, end) for start, end in merged if self._held(start, end) is None]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda span: self._fetch(f"bytes={span[0]}-{span[1] - 1}"), missing))
+
+    def _held(self, start: int, end: int) -> bytes | None:
+        for begin, data in self._spans:
+            if begin <= start and end <= begin + len(data):
+                return data[start - begin : end - begin]
+        return None
+
+    def _fetch(self, wanted: str) -> None:
+        answer = _get(self._session, self._url, "the wheel cannot be read", {"Range": wanted})
+        content_range = answer.headers.get("Content-Range", "")
+        if answer.status_code != requests.codes.partial_content or not content_range.startswith("bytes "):
+            raise errors.Missing("the package index does not serve byte ranges, so single files cannot be read")
+        span, _, size = content_range.removeprefix("bytes ").partition("/")
+        self._size = int(size)
+        self._spans.append((int(span.partition("-")[0]), answer.content))
+        self.fetched_bytes += len(answer.content)
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        start = self._position
+        end = self._size if size is None or size < 0 else min(start + size, self._size)
+        if end <= start:
+            return b""
+        data = self._held(start, end)
+        if data is None:
+            self._fetch(f"bytes={start}-{end - 1}")
+            data = self._held(start, end)
+        assert data is not None
+        self._position = end
+        return data
+
+
+def _contained(path: str) -> Path:
+    if not path or path.startswith("/") or ".." in PurePosixPath(path).parts or "\\" in path:
+        raise errors.BadInput(f"{path!r}: not a path inside a wheel")
+    return Path(path)
+
+
+def _store(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as beside:
+        beside.write(data)
+    Path(beside.name).replace(target)
