@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from kiln.catalog.load import Catalog, edition_path, find_root, load
+from kiln.catalog.load import Catalog, edition_path, find_root, load, state_of
 
-__all__ = ["Catalog", "edition_path", "find_root", "load"]
+__all__ = ["Catalog", "edition_path", "find_root", "load", "state_of"]

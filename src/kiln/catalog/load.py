@@ -35,6 +35,23 @@ class Catalog:
     recipes: dict[str, records.Recipe]
     config: records.Config
 
+    @property
+    def state(self) -> Path:
+        """Where engine, caches and staged contexts live: `.kiln` beside the catalog, or what KILN_HOME names."""
+        return state_of(self.root)
+
+    def output(self, slug: str) -> Path:
+        """Where receipts and evidence of a target go."""
+        return self.root / "build" / slug
+
+    def mirrored(self, reference: str) -> str:
+        """Return what an image reference is pulled as: the longest prefix in kiln.yaml's `mirrors` replaced."""
+        prefixes = [prefix for prefix in self.config.mirrors if reference.startswith(prefix)]
+        if not prefixes:
+            return reference
+        longest = max(prefixes, key=len)
+        return self.config.mirrors[longest] + reference.removeprefix(longest)
+
 
 def find_root(start: Path | None = None) -> Path:
     """Return the nearest folder upwards that holds a catalog: from `start` or the working folder, else the source's."""
@@ -45,6 +62,11 @@ def find_root(start: Path | None = None) -> Path:
     raise errors.BadInput(
         f"{starts[0]}: no {RELEASES} in this folder or above", hint="run Kiln inside its checkout: cd kiln"
     )
+
+
+def state_of(root: Path) -> Path:
+    """Return the folder of engine and caches of the catalog at `root`."""
+    return Path(os.environ.get("KILN_HOME", root / ".kiln")).resolve()
 
 
 def load(root: Path) -> Catalog:

@@ -59,11 +59,16 @@ class Arch(Record):
 
 
 class WheelPin(Record):
-    """A wheel on the configured package index, by file name and content hash."""
+    """A wheel by file name and content hash, on the configured package index or on the `index` that alone has it."""
 
     project: Name
     file: Text
     sha256: Sha256
+    index: Text | None = None
+
+    @property
+    def version(self) -> str:
+        return self.file.split("-")[1]
 
 
 class DigestPin(Record):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+_DELETED = " (deleted)"
 _TERM_S = 20.0
 _KILL_S = 5.0
 
@@ -40,20 +41,20 @@ def alive(identity: Identity) -> bool:
     return of(identity.pid) == identity
 
 
-def mentioning(marks: tuple[str, ...]) -> tuple[Identity, ...]:
-    """Return the processes with an argument that holds one of `marks`, other than this one."""
-    found = []
+def running(programs: tuple[Path, ...]) -> tuple[Identity, ...]:
+    """Return the processes that run one of these very files (the kernel's word, not their arguments), in that order."""
+    found: list[tuple[int, Identity]] = []
     for entry in _PROC.iterdir():
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+        if not entry.name.isdecimal():
             continue
         try:
-            argv = (entry / "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
+            program = Path(str((entry / "exe").readlink()).removesuffix(_DELETED))
+        except OSError:
             continue
-        identity = of(int(entry.name)) if any(os.fsencode(mark) in argv for mark in marks) else None
+        identity = of(int(entry.name)) if program in programs else None
         if identity:
-            found.append(identity)
-    return tuple(found)
+            found.append((programs.index(program), identity))
+    return tuple(identity for _, identity in sorted(found, key=lambda pair: pair[0]))
 
 
 def end(identity: Identity, *, term_s: float = _TERM_S) -> None:

@@ -131,7 +131,7 @@ def remove_bridge(name: str) -> None:
 
 def _address_of(control: socket.socket, name: str) -> IPv4Address | None:
     try:
-        answer = fcntl.ioctl(control, _SIOCGIFADDR, _address(name, "0.0.0.0"))
+        answer = fcntl.ioctl(control, _SIOCGIFADDR, _name(name))
     except OSError:
         return None
     return IPv4Address(answer[20:24])
@@ -142,7 +142,7 @@ def _control() -> socket.socket:
 
 
 def _name(name: str) -> bytes:
-    return struct.pack("16s", name.encode())
+    return struct.pack("40s", name.encode())
 
 
 def _address(name: str, address: str) -> bytes:

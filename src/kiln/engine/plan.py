@@ -16,6 +16,14 @@ PACKAGES = (
     ("sid", ("docker.io", "docker-cli", "docker-buildx", "containerd")),
     ("bookworm", ("runc", "docker-registry", "tini")),
 )
+_DAEMONS = (
+    "sbin/dockerd",
+    "bin/containerd",
+    "bin/containerd-shim-runc-v2",
+    "sbin/runc",
+    "sbin/docker-proxy",
+    "bin/docker-registry",
+)
 _LOOPBACK = "127.0.0.1"
 
 
@@ -94,9 +102,9 @@ class Home:
         return self.root / "state.json"
 
     @property
-    def marks(self) -> tuple[str, ...]:
-        """What the arguments of every process of this engine hold, and those of no other process."""
-        return (f"{self.run}/", str(self.daemon_json), str(self.registry_yml))
+    def daemons(self) -> tuple[Path, ...]:
+        """The programs that run for the engine, and not for a user as the CLI does."""
+        return tuple(self.unpacked / "usr" / program for program in _DAEMONS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

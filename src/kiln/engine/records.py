@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    import docker
+    from pathlib import Path
+
+    from docker import DockerClient
 
 _API_TIMEOUT_S = 600
 # These would lead the Docker CLI away from the embedded engine's socket.
@@ -32,13 +33,13 @@ class Engine:
         """The network of RUN steps: the embedded engine's bridge has no way out of the machine."""
         return "host" if self.embedded else "default"
 
-    def client(self) -> docker.DockerClient:
+    def client(self) -> DockerClient:
         """Return a new SDK client of this engine; the caller closes it."""
-        import docker
+        from docker import DockerClient
 
         if self.embedded:
-            return docker.DockerClient(base_url=self.host, timeout=_API_TIMEOUT_S)
-        return docker.from_env(timeout=_API_TIMEOUT_S)
+            return DockerClient(base_url=self.host, timeout=_API_TIMEOUT_S)
+        return DockerClient.from_env(timeout=_API_TIMEOUT_S)
 
     def environment(self) -> dict[str, str]:
         """Return the whole environment in which `docker`, and its buildx, reach this engine."""

@@ -112,10 +112,9 @@ def _is_orphan(labels: dict[str, str]) -> bool:
     if not deadline.isdecimal() or time.time() > int(deadline):
         return True
     name = labels.get(OWNER, "")
-    world, _, rest = name.rpartition(":")
-    world, _, pid = world.rpartition(":")
+    parts = name.rsplit(":", 2)
     # of another machine or process namespace nothing is known here: there the deadline alone decides
-    return bool(rest) and pid.isdecimal() and bool(owner(os.getpid())) and world == _world() and owner(int(pid)) != name
+    return len(parts) == len(("world", "pid", "start")) and parts[0] == _world() and owner(int(parts[1])) != name
 
 
 def _environment() -> dict[str, str]:

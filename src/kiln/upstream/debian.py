@@ -1,4 +1,4 @@
-"""Fetches Debian packages, signatures checked, through a private apt state that follows the machine's own apt settings."""
+"""Fetches Debian packages, signatures checked, through a private apt state with the machine's own apt settings."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from kiln import errors, process
 
 Progress = Callable[[str], None]
 
-_RELEASES = frozenset(
-    "bullseye bookworm trixie forky duke sid oldoldstable oldstable stable testing unstable".split(),
-)
+_CODENAMES = frozenset({"bullseye", "bookworm", "trixie", "forky", "duke", "sid"})
+_RELEASES = _CODENAMES | {"oldoldstable", "oldstable", "stable", "testing", "unstable"}
 _UNSTABLE = frozenset({"sid", "unstable", "testing"})
 _PARTS_NAME = re.compile(r"[A-Za-z0-9._-]+\.(list|sources)")
 _SUMS = "SHA256SUMS"
@@ -179,9 +178,7 @@ def fetch(
         return fetched(packages, suite=suite, dest=dest, dependencies=dependencies)
 
 
-def fetched(
-    packages: Sequence[str], *, suite: str, dest: Path, dependencies: bool = False
-) -> tuple[Deb, ...]:
+def fetched(packages: Sequence[str], *, suite: str, dest: Path, dependencies: bool = False) -> tuple[Deb, ...]:
     """Return what SHA256SUMS in `dest` says was fetched for this very request, or nothing; reads no package."""
     try:
         same = (dest / _REQUEST).read_text() == _request(packages, suite=suite, dependencies=dependencies)
@@ -194,7 +191,7 @@ def fetched(
 
 
 def unpack(debs: Sequence[Deb], target: Path, *, workers: int = 1) -> None:
-    """Unpack `debs` into `target`, which may hold a merged /usr; with one worker, in order."""
+    """Unpack `debs` into `target`, with one worker in order; directories replace symlinks, so merge /usr after."""
     target.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
         jobs = [pool.submit(process.ask, ("dpkg-deb", "--extract", str(deb.path), str(target))) for deb in debs]
@@ -215,7 +212,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def private_config(root: Path, *, acquire: Sequence[str], paths: dict[str, str]) -> str:
-    """Return the apt.conf of a private state under `root`: the machine's Acquire settings, trust and logins, no more."""
+    """Return the apt.conf of a private state under `root`: the machine's Acquire settings and keys, no more."""
     return "\n".join(
         (
             *acquire,

@@ -6,6 +6,7 @@ sha256, and every file read is checked against its CRC in the zip's central dire
 
 from __future__ import annotations
 
+import hashlib
 import html.parser
 import io
 import os
@@ -50,6 +51,27 @@ def read(pin: records.WheelPin, paths: Iterable[str], *, cache: Path) -> dict[st
     return {path: found[path] for path in wanted if path in found}
 
 
+def download(pin: records.WheelPin, target: Path) -> None:
+    """Fetch a whole wheel to `target`; raises BadInput when its bytes are not the pinned ones."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    session = _session()
+    url = locate(pin, session)
+    sha256 = hashlib.sha256()
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        beside = Path(folder) / pin.file
+        try:
+            with session.get(url, timeout=_TIMEOUT_S, stream=True) as answer, beside.open("wb") as out:
+                answer.raise_for_status()
+                for block in answer.iter_content(1 << 20):
+                    sha256.update(block)
+                    out.write(block)
+        except requests.RequestException as error:
+            raise errors.Missing(f"{pin.file}: cannot be fetched: {type(error).__name__}") from error
+        if sha256.hexdigest() != pin.sha256:
+            raise errors.BadInput(f"{pin.file}: pinned sha256 {pin.sha256}, fetched {sha256.hexdigest()}")
+        beside.replace(target)
+
+
 class RemoteWheel:
     """A wheel on the index, opened by range; `fetched_bytes` counts what came over the wire."""
 
@@ -90,7 +112,7 @@ class RemoteWheel:
 
 def locate(pin: records.WheelPin, session: requests.Session) -> str:
     """Return the URL of a wheel on the configured index, after checking that the index lists the pinned sha256."""
-    page_url = f"{pip_config.read().index_url}/{pin.project}/"
+    page_url = f"{pin.index or pip_config.read().index_url}/{pin.project}/"
     page = _get(session, page_url, f"the package index has no answer for {pin.project}")
     if len(page.content) > _MAX_INDEX_BYTES:
         raise errors.Missing(f"index page of {pin.project}: larger than {_MAX_INDEX_BYTES} bytes")

@@ -1,0 +1,1 @@
+"""Images of a target: bases, build contexts, the BuildKit command, the build itself."""

@@ -1,0 +1,204 @@
+"""Builds the image of a target: rehearse, build, read the ledger back, compare, tag, write the receipt."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from kiln import engine as engines
+from kiln import errors, process
+from kiln.image import base, buildx, context, inspect, receipt
+from kiln.image.rehearsal import Rehearsal, rehearse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kiln.catalog import Catalog, records
+    from kiln.engine import Engine
+    from kiln.plan import Plan
+    from kiln.report import Reporter
+
+LEDGER = "/opt/kiln/ledger.json"
+_PULL_TIMEOUT_S = 60
+_PROXY_ARGS = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One build after its rehearsal: `context` is the staged folder that the Dockerfile reads."""
+
+    catalog: Catalog
+    plan: Plan
+    twin: bool
+    rehearsal: Rehearsal
+    engine: Engine
+    reporter: Reporter
+
+    @property
+    def name(self) -> str:
+        return f"{self.plan.target.slug}-twin" if self.twin else self.plan.target.slug
+
+    @property
+    def kind(self) -> str:
+        return "twin" if self.twin else self.plan.image.kind
+
+    @property
+    def context(self) -> Path:
+        return self.catalog.state / "contexts" / self.name
+
+
+def twin_of(plan: Plan) -> records.Twin:
+    """Return what the twin of a plan is made of; raises BadInput when the release has none."""
+    if plan.twin:
+        return plan.twin
+    raise errors.BadInput(
+        f"release {plan.target.release} has no twin: {plan.no_twin_because}",
+        hint="see which releases have one: ./inv plan --list",
+    )
+
+
+def rehearse_target(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter) -> Rehearsal:
+    """Apply the series to the files of the wheel that the image will hold."""
+    source = twin_of(plan).wheel if twin else plan.wheel
+    with reporter.step(f"rehearse {len(plan.series)} patches on {source.file}"):
+        return rehearse(plan, catalog, source)
+
+
+def run(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter) -> receipt.Receipt:
+    """Build one image; it is tagged only after its ledger was read out of it and equals the rehearsal's.
+
+    Raises NotApplied before anything is built when the series does not apply, Missing when there is no engine or base.
+    """
+    rehearsal = rehearse_target(catalog, plan, twin=twin, reporter=reporter)
+    engine = engines.ensure(catalog.state / "engine", reporter)
+    job = _Job(catalog=catalog, plan=plan, twin=twin, rehearsal=rehearsal, engine=engine, reporter=reporter)
+    build = _twin_build(job) if twin else _real_build(job)
+    with reporter.step("build the image") as detail:
+        process.show(buildx.command(build, docker=engine.docker), line=detail, env=engine.environment())
+    digest = json.loads(build.metadata.read_text(encoding="utf-8"))["containerimage.digest"]
+    made = _accept(job, digest, build.labels["org.opencontainers.image.base.digest"])
+    receipt.write(catalog.output(plan.target.slug), made)
+    return made
+
+
+def _accept(job: _Job, digest: str, base_digest: str) -> receipt.Receipt:
+    """Compare the image's own ledger with the rehearsal's, then tag the image."""
+    with contextlib.closing(job.engine.client()) as client:
+        with job.reporter.step("compare the image's ledger with the rehearsal's"):
+            ledger = inspect.read_file(client, digest, LEDGER)
+            if ledger != job.rehearsal.ledger:
+                raise errors.NotApplied(
+                    f"{digest}: its ledger is not the rehearsal's, so it was not tagged",
+                    hint=f"the base is not this release's: docker run --rm {digest} cat {LEDGER}",
+                )
+            client.images.get(digest).tag(f"kiln/{job.name}", tag="latest")
+        commit, dirty = catalog_state(job.catalog.root)
+        return receipt.Receipt(
+            target=job.plan.target.slug,
+            kind=job.kind,
+            image=f"kiln/{job.name}:latest",
+            digest=digest,
+            base=base_digest,
+            series=tuple(use.id for use in job.plan.series),
+            ledger_sha256=hashlib.sha256(ledger).hexdigest(),
+            compressed_bytes=inspect.compressed_bytes(client, digest),
+            layers=len(inspect.layers(client, digest)),
+            catalog_commit=commit,
+            catalog_dirty=dirty,
+            seconds=dict(job.reporter.timings),
+        )
+
+
+def _twin_build(job: _Job) -> buildx.Build:
+    catalog, twin = job.catalog, twin_of(job.plan)
+    if twin.base != "debian":
+        raise errors.BadInput(f"images/releases.yaml: twin base {twin.base.reference}: only debian so far")
+    data = catalog.root / "images/twin/base"
+    base_layout, builder_layout = base.ensure_both(catalog.state / "bases", job.reporter, data=data)
+    pins = job.plan.as_data() | {
+        "kind": job.kind,
+        "base": {"digest": base_layout.digest, "packages": [asdict(package) for package in base_layout.packages]},
+    }
+    with job.reporter.step("stage the build context"):
+        context.stage(job.context, job.rehearsal, pins)
+        context.stage_twin(job.context, catalog, twin, catalog.releases.releases[job.plan.target.release])
+        tools = context.stage_tools(catalog.state, twin)
+        secrets = context.stage_secrets(catalog.state / "secrets")
+    return buildx.Build(
+        dockerfile=catalog.root / "images/twin/Dockerfile",
+        context=job.context,
+        contexts=tools | {"base": base_layout.context, "builder": builder_layout.context},
+        args={name: os.environ[name] for name in _PROXY_ARGS if name in os.environ},
+        secrets=secrets,
+        labels=_labels(job, base_name="debian", base_digest=base_layout.digest),
+        network=job.engine.build_network,
+        metadata=job.context.with_suffix(".metadata.json"),
+    )
+
+
+def _real_build(job: _Job) -> buildx.Build:
+    image = job.plan.image
+    if image.digest is None:
+        raise errors.BadInput(
+            f"{image.reference}: no digest is known for this image, and a tag can move",
+            hint=f"add it to images/releases.yaml: releases.{job.plan.target.release}.{image.kind}.image.manifest",
+        )
+    reference, tagged = job.catalog.mirrored(image.reference), f"{image.repository}:{image.tag}"
+    with job.reporter.step(f"find {reference}"):
+        _require_base(job.engine, reference, tagged)
+    with job.reporter.step("stage the build context"):
+        pins = job.plan.as_data() | {"kind": job.kind, "base": {"digest": image.digest}}
+        context.stage(job.context, job.rehearsal, pins)
+    return buildx.Build(
+        dockerfile=job.catalog.root / "images" / image.kind / "Dockerfile",
+        context=job.context,
+        contexts={},
+        args={"BASE": reference},
+        secrets={},
+        labels=_labels(job, base_name=tagged, base_digest=image.digest),
+        network=job.engine.build_network,
+        metadata=job.context.with_suffix(".metadata.json"),
+    )
+
+
+def _require_base(engine: Engine, reference: str, tagged: str) -> None:
+    """Raise Missing, with the exact image and what to do, when no registry hands out the base."""
+    argv = (engine.docker, "buildx", "imagetools", "inspect", "--raw", reference)
+    try:
+        process.ask(argv, env=engine.environment(), timeout_s=_PULL_TIMEOUT_S)
+    except errors.CommandFailed as error:
+        raise errors.Missing(
+            f"the series applies, but its base image cannot be pulled: {reference} ({tagged})\n"
+            f"{error.message.splitlines()[-1]}",
+            hint=f"docker pull {reference}; or name a mirror in kiln.yaml: mirrors: {{docker.io/vllm: MIRROR/vllm}}",
+        ) from error
+
+
+def _labels(job: _Job, *, base_name: str, base_digest: str) -> dict[str, str]:
+    """Return the image's labels: the standard ones are the annotation keys of the OCI image specification."""
+    commit, dirty = catalog_state(job.catalog.root)
+    return {
+        "org.opencontainers.image.title": job.plan.target.slug,
+        "org.opencontainers.image.version": job.plan.target.release,
+        "org.opencontainers.image.revision": dict(job.plan.pins)["vllm_commit"],
+        "org.opencontainers.image.base.name": base_name,
+        "org.opencontainers.image.base.digest": base_digest,
+        "ai.kiln.target": job.plan.target.slug,
+        "ai.kiln.kind": job.kind,
+        "ai.kiln.series": ",".join(use.id for use in job.plan.series),
+        "ai.kiln.ledger.sha256": hashlib.sha256(job.rehearsal.ledger).hexdigest(),
+        "ai.kiln.catalog.commit": commit,
+        "ai.kiln.catalog.dirty": str(dirty).lower(),
+    }
+
+
+def catalog_state(root: Path) -> tuple[str, bool]:
+    """Return the commit of the catalog and whether it was edited since; ("none", True) outside of git."""
+    at = process.run(("git", "-C", str(root), "rev-parse", "HEAD"))
+    if at.code:
+        return "none", True
+    return at.stdout.strip(), bool(process.ask(("git", "-C", str(root), "status", "--porcelain")).strip())

@@ -1,0 +1,108 @@
+"""Stages what a Dockerfile reads into one folder, every time set to the epoch so that layers are reproducible."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kiln import errors, report
+from kiln.image.buildx import SOURCE_DATE_EPOCH
+from kiln.patching import zipapp
+from kiln.patching.outcomes import digest
+from kiln.patching.series import write_series
+from kiln.upstream import pip_config, wheel
+
+if TYPE_CHECKING:
+    from kiln.catalog import Catalog, records
+    from kiln.image.rehearsal import Rehearsal
+
+
+def stage(folder: Path, rehearsal: Rehearsal, pins: dict[str, object]) -> None:
+    """Write what every image gets: the applier, the series and /opt/kiln/pins.json."""
+    shutil.rmtree(folder, ignore_errors=True)
+    patch = folder / "patch"
+    patch.mkdir(parents=True)
+    zipapp.build(patch / "kiln-patch.pyz")
+    write_series(patch / "series", rehearsal.series)
+    opt = folder / "rootfs" / "opt" / "kiln"
+    opt.mkdir(parents=True)
+    (opt / "pins.json").write_text(report.as_json(pins) + "\n", encoding="utf-8")
+    set_times(folder)
+
+
+def stage_twin(folder: Path, catalog: Catalog, twin: records.Twin, release: records.ReleasePins) -> None:
+    """Write what the twin's installer stages get: locks, scripts and the files its wheel lacks."""
+    install = folder / "install"
+    install.mkdir()
+    for script in ("slim.py", "rename.py"):
+        shutil.copy(catalog.root / "images/twin" / script, install / script)
+    shutil.copy(catalog.root / twin.requirements, install / "requirements.lock")
+    for name, pin in (("torch.lock", twin.torch), ("vllm.lock", twin.wheel)):
+        (install / name).write_text(f"{requirement(pin)}\n", encoding="utf-8")
+    extras = folder / "extras"
+    extras.mkdir()
+    members = {extra.member: extra.sha256 for extra in twin.extras}
+    found = wheel.read(release.wheel, members, cache=catalog.state / "wheels")
+    for member, sha256 in members.items():
+        data = found.get(member)
+        if digest(data) != sha256:
+            raise errors.BadInput(
+                f"{release.wheel.file}: {member}: pinned sha256 {sha256}, found {digest(data) or 'no such file'}",
+                hint="edit images/releases.yaml after checking the release",
+            )
+        target = extras / member
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data or b"")
+    set_times(folder)
+
+
+def stage_tools(state: Path, twin: records.Twin) -> dict[str, str]:
+    """Return the named contexts of the installer stages: `tools` holds uv, `wheels` holds torch's CPU wheel."""
+    import uv
+
+    tools = state / "tools"
+    _link(uv.find_uv_bin(), tools / "uv")
+    wheels = state / "torch" / twin.torch.sha256
+    if not (wheels / twin.torch.file).is_file():
+        local = (folder / twin.torch.file for folder in pip_config.read().find_links)
+        source = next((path for path in local if path.is_file()), None)
+        if source:
+            _link(str(source), wheels / twin.torch.file)
+        else:
+            wheel.download(twin.torch, wheels / twin.torch.file)
+    return {"tools": str(tools), "wheels": str(wheels)}
+
+
+def stage_secrets(folder: Path) -> dict[str, Path]:
+    """Write the files that installer stages see and no layer keeps: CA bundle and package index."""
+    import certifi
+
+    settings = pip_config.read()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    index = folder / "uv.toml"
+    index.write_text(f'[[index]]\nurl = "{settings.index_url}"\ndefault = true\n', encoding="utf-8")
+    index.chmod(0o600)
+    return {"ca.crt": settings.cert or Path(os.environ.get("SSL_CERT_FILE", certifi.where())), "uv.toml": index}
+
+
+def requirement(pin: records.WheelPin) -> str:
+    """Return the pip requirement line of a pinned wheel."""
+    return f"{pin.project}=={pin.version} --hash=sha256:{pin.sha256}"
+
+
+def set_times(folder: Path) -> None:
+    """Give every file and folder under `folder` the epoch as its time."""
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (SOURCE_DATE_EPOCH, SOURCE_DATE_EPOCH))
+
+
+def _link(source: str, target: Path) -> None:
+    """Put `source` at `target` without a copy where the file system allows it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

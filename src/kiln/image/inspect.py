@@ -1,0 +1,47 @@
+"""Reads what an image holds, without running it."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from typing import TYPE_CHECKING
+
+from docker.errors import NotFound
+
+from kiln import errors
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+_MAX_FILE_BYTES = 10_000_000
+
+
+def read_file(client: DockerClient, image: str, path: str) -> bytes:
+    """Return one file of an image; raises NotApplied when the image does not have it."""
+    container = client.containers.create(image, command=["true"], network_disabled=True)
+    try:
+        stream, stat = container.get_archive(path)
+        if stat is None or stat["size"] > _MAX_FILE_BYTES:
+            raise errors.NotApplied(f"{image}: {path} is larger than {_MAX_FILE_BYTES} bytes")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+            member = archive.extractfile(archive.getmembers()[0])
+            assert member is not None
+            return member.read()
+    except NotFound as error:
+        raise errors.NotApplied(f"{image}: no {path}: the patch step did not run in this image") from error
+    finally:
+        container.remove(force=True)
+
+
+def layers(client: DockerClient, image: str) -> tuple[str, ...]:
+    """Return the diff ids of an image's layers: equal ones mean equal files, whatever the labels say."""
+    return tuple(client.images.get(image).attrs["RootFS"]["Layers"])
+
+
+def compressed_bytes(client: DockerClient, image: str) -> int:
+    """Return the size of the image's content as it is pushed; 0 where the engine's store does not keep it."""
+    return int(client.images.get(image).attrs.get("Size", 0)) if _keeps_content(client) else 0
+
+
+def _keeps_content(client: DockerClient) -> bool:
+    return ["driver-type", "io.containerd.snapshotter.v1"] in (client.info().get("DriverStatus") or [])

@@ -1,0 +1,85 @@
+"""Applies a target's series on the host to the release's real files, before any image is pulled or built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kiln import errors
+from kiln.catalog import edition_path
+from kiln.patching import errors as patching_errors
+from kiln.patching import plan as patching
+from kiln.patching.outcomes import Outcome
+from kiln.patching.series import FileChange, Patch, Series
+from kiln.patching.tree import Memory
+from kiln.upstream import wheel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kiln.catalog import Catalog, records
+    from kiln.patching.outcomes import SeriesReport
+    from kiln.plan import Plan
+
+DISTRIBUTION = "vllm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """A series that applies: `ledger` is byte for byte what the image must hold after its build."""
+
+    series: Series
+    ledger: bytes
+
+
+def rehearse(plan: Plan, catalog: Catalog, source: records.WheelPin) -> Rehearsal:
+    """Apply the series in memory to the files of `source`; raises NotApplied that names patch, file and hunk."""
+    paths = sorted({path for use in plan.series for path, _, _ in use.files})
+    pristine = wheel.read(source, paths, cache=catalog.state / "wheels")
+    try:
+        series = compile_series(plan, catalog)
+        outcome = patching.plan(series, Memory(pristine))
+    except patching_errors.PatchingError as error:
+        raise errors.NotApplied(f"{plan.target.slug}: {error.message}", hint=error.hint or _next_step(plan)) from error
+    if series.patches and outcome.report.outcome is not Outcome.APPLIED:
+        raise errors.NotApplied("\n".join(describe(outcome.report)), hint=_next_step(plan))
+    return Rehearsal(series=series, ledger=outcome.ledger)
+
+
+def compile_series(plan: Plan, catalog: Catalog) -> Series:
+    """Read the plan's editions from the catalog into the form the patch engine takes."""
+    return Series(
+        distribution=DISTRIBUTION,
+        release=plan.target.release,
+        patches=tuple(
+            Patch(
+                id=use.id,
+                sha256=use.sha256,
+                files=tuple(FileChange(path=path, pre=pre, post=post) for path, pre, post in use.files),
+                data=(catalog.root / edition_path(use.id, use.edition)).read_bytes(),
+            )
+            for use in plan.series
+        ),
+    )
+
+
+def describe(report: SeriesReport) -> Iterator[str]:
+    """Yield one line for each patch, file and hunk that is not as it should be."""
+    for patch in report.patches:
+        if patch.outcome.done:
+            continue
+        yield f"patch {patch.id}: {patch.outcome.value}{f': {patch.hint}' if patch.hint else ''}"
+        for file in patch.files:
+            if not file.outcome.done:
+                hunk = f" hunk {file.hunk}" if file.hunk else ""
+                yield f"  {file.path}{hunk}: {file.outcome.value}"
+                yield f"    expected: {file.expected}"
+                yield f"    found:    {file.found}"
+    for file in report.files:
+        if not file.outcome.done:
+            yield f"  {file.path}: {file.outcome.value}: expected {file.expected}, found {file.found}"
+
+
+def _next_step(plan: Plan) -> str:
+    names = ", ".join(f"patches/{use.id}/{use.edition}.patch" for use in plan.series)
+    return f"nothing was built; compare {names} with patch.yaml: git diff patches/"

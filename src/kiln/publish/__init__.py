@@ -1,0 +1,1 @@
+"""What stands between a smoked image and its users: evidence so far."""

@@ -1,0 +1,44 @@
+"""Smokes the image of a target: builds it, unless nothing changed, and serves it as its recipe says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kiln import engine as engines
+from kiln import errors
+from kiln.image import build
+from kiln.smoke import run as tiers
+
+if TYPE_CHECKING:
+    from kiln.catalog import Catalog
+    from kiln.plan import Plan
+    from kiln.report import Reporter
+    from kiln.smoke.records import SmokeResult
+
+_FAMILY_FLAG = "--tool-call-parser"
+
+
+def run(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter) -> SmokeResult:
+    """Smoke the twin of a plan; BuildKit rebuilds exactly what an edit changed, so no stale image is served."""
+    if not twin:
+        raise errors.BadInput(
+            f"{plan.target.slug}: only its twin can be smoked so far; the device tier needs a {plan.target.arch} GPU",
+            hint=f"./inv smoke --variant {plan.target.variant} --arch {plan.target.arch} --twin",
+        )
+    family = _family(plan)
+    receipt = build.run(catalog, plan, twin=twin, reporter=reporter)
+    engine = engines.ensure(catalog.state / "engine", reporter)
+    inputs = tiers.Inputs(
+        image=receipt.digest,
+        family=family,
+        flags=tuple(word for flag in plan.serve.twin_flags for word in flag.words),
+    )
+    return tiers.run(engine, inputs, cache=catalog.state, reporter=reporter)
+
+
+def _family(plan: Plan) -> str:
+    """Return the family of transcripts: the format the recipe's tool parser reads."""
+    for flag in plan.serve.flags:
+        if flag.name == _FAMILY_FLAG and flag.value:
+            return flag.value
+    raise errors.BadInput(f"{plan.target.model}: its recipe has no {_FAMILY_FLAG}, so no transcripts fit it")

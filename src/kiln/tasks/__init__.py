@@ -1,0 +1,17 @@
+"""What a person types: Invoke tasks, each a few lines over the package."""
+
+from __future__ import annotations
+
+from invoke.collection import Collection
+
+
+def namespace() -> Collection:
+    """Return every task, under the names that tasks.py and `kiln` show."""
+    from kiln.tasks import engine, lock, quality, target
+
+    root = Collection()
+    for item in (target.plan, target.build, target.smoke, quality.lint, quality.check, quality.test):
+        root.add_task(item)
+    for name, module in (("engine", engine), ("lock", lock)):
+        root.add_collection(Collection.from_module(module, name=name))
+    return root

@@ -1,0 +1,59 @@
+"""The `kiln` program: Invoke over the same namespace as tasks.py, with exit code 2 for a mistyped command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from invoke.exceptions import Exit, ParseError
+from invoke.program import Program
+
+from kiln import __version__, errors
+
+if TYPE_CHECKING:
+    from invoke.parser.argument import Argument
+
+_INTERRUPTED = 130
+
+
+class KilnProgram(Program):
+    def core_args(self) -> list[Argument]:
+        """Keep `--list`, which a program with its own namespace would lose."""
+        return [*super().core_args(), *(arg for arg in self.task_args() if "list" in arg.names[0])]
+
+    def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002, FBT001, FBT002
+        del exit
+        try:
+            self.create_config()
+            self.parse_core(argv)
+            sys.dont_write_bytecode = False  # Invoke turns it on, which would make every start slower
+            self.parse_collection()
+            self.parse_tasks()
+            self.parse_cleanup()
+            self.update_config()
+            self.execute()
+        except ParseError as error:
+            print(f"✗ {self._near(str(error))}\n  next: kiln --list, or kiln TASK --help", file=sys.stderr)
+            sys.exit(errors.BadInput.exit_code)
+        except Exit as error:
+            if error.message:
+                print(error.message, file=sys.stderr)
+            sys.exit(error.code)
+        except KeyboardInterrupt:
+            print("interrupted; what was started has been removed", file=sys.stderr)
+            sys.exit(_INTERRUPTED)
+
+    def _near(self, message: str) -> str:
+        """Add the nearest task name to Invoke's "No idea what 'x' is!"."""
+        if not message.startswith("No idea what"):
+            return message
+        name = message.split("'")[1]
+        if name.startswith("-"):
+            return f"unknown option {name}"
+        return errors.unknown("task", name, self.collection.task_names)
+
+
+def main() -> None:
+    from kiln.tasks import namespace
+
+    KilnProgram(name="Kiln", binary="kiln", version=__version__, namespace=namespace()).run()

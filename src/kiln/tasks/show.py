@@ -1,0 +1,137 @@
+"""Prints what a task made: a table for a person, or JSON and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from kiln import errors, report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from kiln.engine import Engine, Status
+    from kiln.image.receipt import Receipt
+    from kiln.plan import Plan
+    from kiln.smoke.records import SmokeResult
+
+_SHOWN_DIGEST = 19  # "sha256:" and twelve digits
+_MB = 1_000_000
+
+
+def show_plan(plan: Plan, *, json: bool) -> None:
+    """Print everything a target resolves to."""
+    if json:
+        print(report.as_json(plan.as_data()))
+        return
+    image, target = plan.image, plan.target
+    state = "verified" if image.verified else f"not verified by a registry, confidence {image.confidence}"
+    twin = f"{plan.twin.wheel.file} on {_base_name(plan)}" if plan.twin else f"none: {plan.no_twin_because}"
+    rows = [
+        ("target", target.slug),
+        ("model", f"{target.model}, served as {plan.serve.model_id}"),
+        ("arch", f"{target.arch} ({target.product})"),
+        ("image", f"{image.repository}:{image.tag}"),
+        ("digest", f"{image.digest} ({state})" if image.digest else "unknown: a build refuses a bare tag"),
+        ("wheel", f"{plan.wheel.file} sha256:{plan.wheel.sha256[:12]}"),
+        ("twin", twin),
+        *((f"pin {name}", value) for name, value in plan.pins),
+        *((f"patch {use.id}", f"edition {use.edition}: {use.title}") for use in plan.series),
+    ]
+    print(report.table(("what", "value"), rows))
+    env = [(f"{item.name}={item.value}", item.origin) for item in plan.serve.env]
+    flags = [(" ".join(flag.words), flag.origin) for flag in plan.serve.flags]
+    print()
+    print(report.table(("served with", "because of"), [*flags, *env]))
+
+
+def show_targets(targets: Iterable[tuple[str, str, str, str]], *, json: bool) -> None:
+    """Print every target, one a line, releases joined."""
+    names = ("model", "variant", "arch", "release")
+    if json:
+        print(report.as_json([dict(zip(names, target, strict=True)) for target in targets]))
+        return
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for model, variant, arch, release in targets:
+        grouped.setdefault((model, variant, arch), []).append(release)
+    print(report.table((*names[:3], "releases"), [(*key, ", ".join(found)) for key, found in grouped.items()]))
+
+
+def show_receipt(receipt: Receipt, *, json: bool) -> None:
+    if json:
+        print(report.as_json(asdict(receipt)))
+        return
+    print(
+        f"built {receipt.image}\n"
+        f"  digest  {receipt.digest}\n"
+        f"  base    {receipt.base}\n"
+        f"  size    {receipt.compressed_bytes / _MB:.1f} MB compressed, {receipt.layers} layers\n"
+        f"  series  {', '.join(receipt.series) or 'no patch is needed'}: APPLIED, ledger equals the rehearsal's\n"
+        f"  receipt build/{receipt.target}/{receipt.kind}.json"
+    )
+
+
+def show_smoke(result: SmokeResult, evidence: Path, *, json: bool) -> None:
+    """Print every check; raises SmokeFailed when one failed."""
+    if json:
+        print(report.as_json(asdict(result) | {"passed": result.passed, "evidence": str(evidence)}))
+    else:
+        rows = [(check.tier, check.name, _verdict(check.status), _why(check)) for check in result.checks]
+        print(report.table(("tier", "check", "verdict", ""), rows))
+    counts = ", ".join(f"{len(result.of(status))} {_verdict(status)}" for status in ("passed", "failed", "not_run"))
+    summary = f"{counts} on {result.image[:_SHOWN_DIGEST]} in {result.seconds:.1f} s; evidence: {evidence}"
+    if not result.passed:
+        raise errors.SmokeFailed(summary, hint=f"read the findings above, or in {evidence}")
+    if not json:
+        print(summary)
+
+
+def show_engine(engine: Engine, *, json: bool) -> None:
+    if json:
+        print(report.as_json(_engine_data(engine)))
+        return
+    kind = "embedded engine" if engine.embedded else "the machine's engine"
+    print(f"{kind} {engine.server_version} at {engine.host}")
+    if engine.registry:
+        print(f"local registry at {engine.registry}")
+        print(f"to use it with docker: export DOCKER_HOST={engine.host}")
+
+
+def show_engine_status(status: Status, *, json: bool) -> None:
+    if json:
+        engine = _engine_data(status.engine) if status.engine else None
+        print(report.as_json({"engine": engine, "home": str(status.home), "problem": status.problem}))
+    elif status.engine:
+        show_engine(status.engine, json=False)
+    else:
+        print(
+            status.problem or "no Docker engine answers, and the embedded one is not up; bring it up: ./inv engine.up"
+        )
+
+
+def _engine_data(engine: Engine) -> dict[str, Any]:
+    return {
+        "host": engine.host,
+        "embedded": engine.embedded,
+        "server_version": engine.server_version,
+        "registry": engine.registry,
+        "docker": engine.docker,
+    }
+
+
+def _base_name(plan: Plan) -> str:
+    assert plan.twin is not None
+    return plan.twin.base if isinstance(plan.twin.base, str) else plan.twin.base.reference
+
+
+def _verdict(status: str) -> str:
+    return status.upper() if status != "passed" else "passed"
+
+
+def _why(check: Any) -> str:
+    return (
+        check.reason
+        or "; ".join(f"{found.where}: {found.problem}" for found in check.findings)
+        or f"{check.seconds:.2f}s"
+    )

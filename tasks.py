@@ -1,0 +1,5 @@
+"""Lets plain `invoke` find Kiln's tasks."""
+
+from kiln.tasks import namespace
+
+namespace = namespace()
