@@ -134,11 +134,16 @@ def possible(catalog: Catalog) -> Iterator[tuple[str, str, str, str]]:
 def _unknown(catalog: Catalog, *, model: str, variant: str, arch: str, release: str) -> Iterator[str]:
     arches = catalog.releases.arches
     products = {product for record in arches.values() for product in record.products}
-    if model not in catalog.recipes:
+    variants = catalog.recipes[model].variants if model in catalog.recipes else {}
+    if not variants:
         yield errors.unknown("model", model, catalog.recipes)
-    elif variant not in catalog.recipes[model].variants:
-        yield errors.unknown("variant", variant, catalog.recipes[model].variants)
-    if arch not in arches and arch not in products:
+    if not variant:
+        yield f"--variant is missing; known: {', '.join(variants)}"
+    elif variants and variant not in variants:
+        yield errors.unknown("variant", variant, variants)
+    if not arch:
+        yield f"--arch is missing; known: {', '.join(arches)}, or a product: {', '.join(sorted(products))}"
+    elif arch not in arches and arch not in products:
         yield errors.unknown("arch", arch, {*arches, *products})
     if release not in catalog.releases.releases:
         yield errors.unknown("release", release, catalog.releases.releases)

@@ -15,7 +15,7 @@ from kiln import errors
 from kiln.catalog import records, strict_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 RELEASES = Path("images/releases.yaml")
 SERIES = Path("patches/series.yaml")
@@ -26,19 +26,15 @@ R = TypeVar("R", bound=records.Record)
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """Everything hand-edited that a plan is made from, and the folder it was read from."""
+    """Everything hand-edited that a plan is made from; `state` is where engine, caches and contexts live."""
 
     root: Path
+    state: Path
     releases: records.Releases
     order: tuple[str, ...]
     patches: dict[str, records.Patch]
     recipes: dict[str, records.Recipe]
     config: records.Config
-
-    @property
-    def state(self) -> Path:
-        """Where engine, caches and staged contexts live: `.kiln` beside the catalog, or what KILN_HOME names."""
-        return state_of(self.root)
 
     def output(self, slug: str) -> Path:
         """Where receipts and evidence of a target go."""
@@ -65,7 +61,7 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def state_of(root: Path) -> Path:
-    """Return the folder of engine and caches of the catalog at `root`."""
+    """Return `.kiln` beside the catalog at `root`, or the folder that KILN_HOME names."""
     return Path(os.environ.get("KILN_HOME", root / ".kiln")).resolve()
 
 
@@ -83,18 +79,22 @@ def load(root: Path) -> Catalog:
     releases = attempt(records.Releases, root / RELEASES)
     series = attempt(records.SeriesOrder, root / SERIES)
     patch_files = sorted((root / "patches").glob("*/patch.yaml"))
-    patches = [patch for path in patch_files if (patch := attempt(records.Patch, path))]
+    patches = {path.parent.name: patch for path in patch_files if (patch := attempt(records.Patch, path))}
     recipe_files = sorted((root / "recipes").glob("*/*.yaml"))
     recipes = [recipe for path in recipe_files if (recipe := attempt(records.Recipe, path))]
+    models = [recipe.model.model_id for recipe in recipes]
+    problems += [f"recipes/: two recipes are for {name}" for name in sorted(set(models)) if models.count(name) > 1]
     config_file = Path(os.environ.get("KILN_CONFIG", root / CONFIG))
-    config = attempt(records.Config, config_file) if config_file.exists() else records.Config()
+    wanted = "KILN_CONFIG" in os.environ or config_file.exists()
+    config = attempt(records.Config, config_file) if wanted else records.Config()
     if problems or not (releases and series and config):
         raise errors.BadInput("\n".join(problems))
     catalog = Catalog(
         root=root,
+        state=state_of(root),
         releases=releases,
         order=series.order,
-        patches={patch.id: patch for patch in patches},
+        patches=patches,
         recipes={recipe.model.model_id: recipe for recipe in recipes},
         config=config,
     )
@@ -105,8 +105,8 @@ def load(root: Path) -> Catalog:
 
 def read(model: type[R], path: Path, *, root: Path) -> R:
     """Read one file into its record; raises BadInput with one line for each problem."""
-    data = strict_yaml.read(path)
     shown = path.relative_to(root) if path.is_relative_to(root) else path
+    data = strict_yaml.read(path, shown=shown)
     try:
         # through JSON, so that strict mode takes a list for a tuple and nothing else for anything else
         return TypeAdapter(model).validate_json(json.dumps(data), strict=True)
@@ -116,13 +116,13 @@ def read(model: type[R], path: Path, *, root: Path) -> R:
 
 def _sentences(error: ValidationError, shown: Path, model: type[BaseModel]) -> Iterator[str]:
     for item in error.errors(include_url=False, include_input=True):
-        where = ".".join(str(part) for part in item["loc"])
+        where = ": ".join([str(shown), ".".join(str(part) for part in item["loc"])]).removesuffix(": ")
         if item["type"] == "extra_forbidden":
-            yield f"{shown}: {where}: {errors.unknown('key', str(item['loc'][-1]), _field_names(model))}"
+            yield f"{where}: {errors.unknown('key', str(item['loc'][-1]), _field_names(model))}"
         elif item["type"] == "missing":
-            yield f"{shown}: {where}: missing"
+            yield f"{where}: missing"
         else:
-            yield f"{shown}: {where}: {item['msg']} (found {json.dumps(item['input'])[:80]})"
+            yield f"{where}: {item['msg']} (found {json.dumps(item['input'])[:80]})"
 
 
 @functools.cache
@@ -139,15 +139,14 @@ def _cross_problems(catalog: Catalog) -> Iterator[str]:
         problem = errors.unknown("release", releases.default_release, releases.releases)
         yield f"{RELEASES}: default_release: {problem}"
     yield from _series_problems(catalog)
-    for patch in catalog.patches.values():
+    for folder, patch in catalog.patches.items():
+        if patch.id != folder:
+            yield f"patches/{folder}/patch.yaml: id: {patch.id!r} is not the name of its folder"
         for problem in _patch_problems(catalog, patch):
-            yield f"patches/{patch.id}/patch.yaml: {problem}"
-    products = {name for arch in releases.arches.values() for name in arch.products}
+            yield f"patches/{folder}/patch.yaml: {problem}"
     for recipe in catalog.recipes.values():
-        for name, variant in recipe.variants.items():
-            for product in set(variant.supported_hardware) - products:
-                problem = errors.unknown("product", product, products)
-                yield f"recipes/{recipe.model.model_id}.yaml: variants.{name}: {problem}"
+        for problem in _recipe_problems(catalog, recipe):
+            yield f"recipes/{recipe.model.model_id}.yaml: {problem}"
 
 
 def _series_problems(catalog: Catalog) -> Iterator[str]:
@@ -162,15 +161,36 @@ def _series_problems(catalog: Catalog) -> Iterator[str]:
 
 def _patch_problems(catalog: Catalog, patch: records.Patch) -> Iterator[str]:
     known_arches, known_releases = catalog.releases.arches, catalog.releases.releases
-    for arch in set(patch.applies.arches) - known_arches.keys():
-        yield errors.unknown("arch", arch, known_arches)
-    for model in set(patch.applies.models) - catalog.recipes.keys():
-        yield errors.unknown("model", model, catalog.recipes)
+    known_variants = {name for recipe in catalog.recipes.values() for name in recipe.variants}
+    applies = patch.applies
+    yield from _unknown_names("arch", applies.arches, known_arches)
+    yield from _unknown_names("model", applies.models, catalog.recipes)
+    yield from _unknown_names("variant", applies.variants, known_variants)
     for release in patch.editions:
         if release not in known_releases:
             yield errors.unknown("release", release, known_releases)
         if not (catalog.root / edition_path(patch.id, release)).is_file():
             yield f"edition {release}: {edition_path(patch.id, release)} is missing"
+
+
+def _recipe_problems(catalog: Catalog, recipe: records.Recipe) -> Iterator[str]:
+    """Yield names that no layer would ever be looked up by."""
+    arches = catalog.releases.arches.values()
+    products = {name for arch in arches for name in arch.products}
+    groups = {name for arch in arches for name in (arch.generation, arch.vendor)}
+    for problem in _unknown_names("feature", recipe.opt_in_features, recipe.features):
+        yield f"opt_in_features: {problem}"
+    for problem in _unknown_names("generation", recipe.hardware_overrides, groups):
+        yield f"hardware_overrides: {problem}"
+    for name, variant in recipe.variants.items():
+        for problem in _unknown_names("product", variant.supported_hardware, products):
+            yield f"variants.{name}: {problem}"
+        for problem in _unknown_names("product or generation", variant.hardware_overrides, products | groups):
+            yield f"variants.{name}.hardware_overrides: {problem}"
+
+
+def _unknown_names(kind: str, names: Iterable[str], known: Iterable[str]) -> Iterator[str]:
+    return (errors.unknown(kind, name, known) for name in sorted(set(names) - set(known)))
 
 
 def edition_path(patch_id: str, release: str) -> Path:

@@ -274,11 +274,11 @@ def _reap(ended: Identity) -> None:
 
 def _end_orphans(home: Home) -> None:
     """End containers that a killed dockerd left running; one that ended in order leaves none."""
-    if not home.runc_root.is_dir():
+    runc = home.unpacked / "usr/sbin/runc"
+    if not (home.runc_root.is_dir() and runc.exists()):
         return
-    runc = str(home.unpacked / "usr/sbin/runc")
     for container in sorted(home.runc_root.iterdir()):
-        process.run((runc, f"--root={home.runc_root}", "delete", "--force", container.name))
+        process.run((str(runc), f"--root={home.runc_root}", "delete", "--force", container.name))
 
 
 def _unmount(home: Home) -> None:

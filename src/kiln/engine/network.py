@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _RANGES = (IPv4Network("172.16.0.0/12"), IPv4Network("10.0.0.0/8"), IPv4Network("192.168.0.0/16"))
 _BLOCK = 18
-_FIRST_PORT = 5100
+_FIRST_PORT = 21000  # above what services use by habit, below what the kernel gives to clients
 _PORTS = 4000
 _SYS_NET = Path("/sys/class/net")
 

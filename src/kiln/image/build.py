@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 LEDGER = "/opt/kiln/ledger.json"
 _PULL_TIMEOUT_S = 60
+# how BuildKit's plain progress shows the end of kiln-patch with exit code 5, and a line that a step printed
+_PATCH_STEP_FAILED = re.compile(r"kiln-patch\.pyz apply .*exit code: 5\b")
+_STEP_OUTPUT = re.compile(r"^#\d+ \d+\.\d+ (.*)$")
 _PROXY_ARGS = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
@@ -77,12 +81,33 @@ def run(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter) -> rece
     engine = engines.ensure(catalog.state / "engine", reporter)
     job = _Job(catalog=catalog, plan=plan, twin=twin, rehearsal=rehearsal, engine=engine, reporter=reporter)
     build = _twin_build(job) if twin else _real_build(job)
-    with reporter.step("build the image") as detail:
-        process.show(buildx.command(build, docker=engine.docker), line=detail, env=engine.environment())
+    _run_buildkit(job, build)
     digest = json.loads(build.metadata.read_text(encoding="utf-8"))["containerimage.digest"]
     made = _accept(job, digest, build.labels["org.opencontainers.image.base.digest"])
     receipt.write(catalog.output(plan.target.slug), made)
     return made
+
+
+def _run_buildkit(job: _Job, build: buildx.Build) -> None:
+    """Run the build; a patch step that fails is a patch that did not apply, with its own words."""
+    printed: list[str] = []
+    argv = buildx.command(build, docker=job.engine.docker)
+    try:
+        with job.reporter.step("build the image") as detail:
+
+            def line(text: str) -> None:
+                printed.append(text)
+                detail(text)
+
+            process.show(argv, line=line, env=job.engine.environment())
+    except errors.CommandFailed as error:
+        if not any(_PATCH_STEP_FAILED.search(text) for text in printed):
+            raise
+        said = dict.fromkeys(match[1] for text in printed if (match := _STEP_OUTPUT.match(text)))
+        raise errors.NotApplied(
+            "\n".join(["the patch step failed in the image, which was not tagged:", *said]),
+            hint="the base holds other files than the wheel that was rehearsed: check the base's digest",
+        ) from error
 
 
 def _accept(job: _Job, digest: str, base_digest: str) -> receipt.Receipt:

@@ -244,13 +244,20 @@ def private_config(root: Path, *, acquire: Sequence[str], paths: dict[str, str])
 
 
 def private_sources(sources: Sequence[Source]) -> str:
-    """Return `sources` as deb822 stanzas; a frozen copy of a suite may be past its date, its signature is checked."""
-    return "\n".join(
-        "Types: deb\n"
-        f"URIs: {source.uri}\nSuites: {' '.join(source.suites)}\nComponents: {' '.join(source.components)}\n"
-        "Check-Valid-Until: no\n" + (f"Signed-By: {source.signed_by}\n" if source.signed_by else "")
-        for source in sources
-    )
+    """Return `sources` as deb822 stanzas; a mirror's copy of sid may be past its date, its signature is checked."""
+    return "\n".join(_stanza(source) for source in sources)
+
+
+def _stanza(source: Source) -> str:
+    fields = {
+        "Types": "deb",
+        "URIs": source.uri,
+        "Suites": " ".join(source.suites),
+        "Components": " ".join(source.components),
+        "Check-Valid-Until": "no" if _UNSTABLE.intersection(source.suites) else "",
+        "Signed-By": source.signed_by,
+    }
+    return "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
 
 
 def _download(

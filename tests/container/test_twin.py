@@ -1,0 +1,119 @@
+"""The twin image: what it holds, that it is reproducible, and that a bad series never becomes an image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kiln import errors, plan, process
+from kiln.image import build, buildx, inspect
+from kiln.image.rehearsal import rehearse
+from kiln.report import Reporter
+from kiln.upstream import pip_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import docker
+
+    from kiln.catalog import Catalog
+    from kiln.image.receipt import Receipt
+    from kiln.plan import Plan
+
+QUIET = Reporter(quiet=True)
+SITE = "/usr/local/lib/python3.11/dist-packages"
+
+
+LEFTOVERS = """
+import fnmatch, os
+names = ("*.pyc", "uv.toml", "uv_cache.json", "direct_url.json", "*.orig", "*.rej", "sources.list*", "pip.conf")
+for folder, folders, files in os.walk("/"):
+    folders[:] = [name for name in folders if not (folder == "/" and name in ("proc", "sys", "dev"))]
+    for name in files:
+        if folder.startswith("/run/secrets") or any(fnmatch.fnmatch(name, pattern) for pattern in names):
+            print(folder, name)
+"""
+
+
+def test_the_receipt_tells_what_was_built(twin: Receipt, twin_plan: Plan, real_catalog: Catalog) -> None:
+    written = json.loads((real_catalog.output(twin_plan.target.slug) / "twin.json").read_text())
+    assert written["digest"] == twin.digest
+    assert twin.series == ("gfx942-index-topk-pin", "m3-stream-first-delta")
+    assert 0 < twin.compressed_bytes < 300_000_000
+
+
+def test_the_ledger_in_the_image_is_the_rehearsals(
+    client: docker.DockerClient, twin_image: str, twin_plan: Plan, real_catalog: Catalog
+) -> None:
+    rehearsal = rehearse(twin_plan, real_catalog, build.twin_of(twin_plan).wheel)
+    assert inspect.read_file(client, twin_image, build.LEDGER) == rehearsal.ledger
+
+
+def test_the_patched_files_have_their_post_hashes(
+    client: docker.DockerClient, twin_image: str, twin_plan: Plan
+) -> None:
+    for use in twin_plan.series:
+        for path, _, post in use.files:
+            assert hashlib.sha256(inspect.read_file(client, twin_image, f"{SITE}/{path}")).hexdigest() == post
+
+
+def test_labels_name_release_base_and_series(client: docker.DockerClient, twin_image: str, twin: Receipt) -> None:
+    labels = client.images.get(twin_image).labels
+    assert labels["org.opencontainers.image.version"] == "0.31.0"
+    assert labels["org.opencontainers.image.base.digest"] == twin.base
+    assert labels["ai.kiln.series"] == "gfx942-index-topk-pin,m3-stream-first-delta"
+    assert labels["ai.kiln.ledger.sha256"] == twin.ledger_sha256
+
+
+def test_the_image_holds_no_index_address_no_secret_and_no_bytecode(
+    client: docker.DockerClient, twin_image: str
+) -> None:
+    config = json.dumps([client.images.get(twin_image).attrs, client.images.get(twin_image).history()])
+    assert pip_config.read().index_url not in config
+    argv = ["-I", "-B", "-c", LEFTOVERS]
+    found = client.containers.run(twin_image, argv, entrypoint="python3", remove=True, network_disabled=True).decode()
+    assert found == ""
+
+
+def test_two_builds_from_empty_caches_give_the_same_digest(
+    twin: Receipt, twin_plan: Plan, real_catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second build uses no layer of the first."""
+    with_cache = buildx.command
+
+    def without_cache(spec: buildx.Build, *, docker: str) -> tuple[str, ...]:
+        argv = with_cache(spec, docker=docker)
+        return (*argv[:-1], "--no-cache", argv[-1])
+
+    monkeypatch.setattr(buildx, "command", without_cache)
+    again = build.run(real_catalog, twin_plan, twin=True, reporter=QUIET)
+    assert again.digest == twin.digest
+
+
+def test_one_changed_byte_of_an_edition_stops_before_any_build(
+    edited: Callable[[Callable[[Path], None]], Catalog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edit(root: Path) -> None:
+        edition = root / "patches/m3-stream-first-delta/0.31.0.patch"
+        edition.write_bytes(edition.read_bytes().replace(b"stray closer", b"stray closeR"))
+
+    broken = edited(edit)
+    monkeypatch.setattr(process, "show", lambda *_, **__: pytest.fail("BuildKit was started"))
+    with pytest.raises(errors.NotApplied, match="m3-stream-first-delta: PATCH_CHANGED") as caught:
+        build.run(broken, plan.make(broken, variant="mxfp8", arch="gfx942"), twin=True, reporter=QUIET)
+    assert caught.value.exit_code == 5
+
+
+def test_an_image_with_another_ledger_is_not_tagged(
+    real_catalog: Catalog, client: docker.DockerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = plan.make(real_catalog, variant="mxfp8", arch="gfx950")
+    read = inspect.read_file
+    monkeypatch.setattr(inspect, "read_file", lambda *args: read(*args) + b" ")
+    with pytest.raises(errors.NotApplied, match="ledger is not the rehearsal's"):
+        build.run(real_catalog, other, twin=True, reporter=QUIET)
+    assert not client.images.list(f"kiln/{other.target.slug}-twin")
