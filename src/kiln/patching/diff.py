@@ -76,9 +76,11 @@ def parse(data: bytes, name: str) -> tuple[FileDiff, ...]:
     if len(sections) != len(parsed):
         raise errors.BadDiff(f"{name}: its file headers do not hold together")
     files = tuple(_file(section, found, name) for section, found in zip(sections, parsed, strict=True))
-    twice = {file.path for file in files if sum(file.path == other.path for other in files) > 1}
-    if twice:
-        raise errors.BadDiff(f"{name}: names the same file twice: {', '.join(sorted(twice))}")
+    seen: set[str] = set()
+    for file in files:
+        if file.path in seen:
+            raise errors.BadDiff(f"{name}: names the same file twice: {file.path}")
+        seen.add(file.path)
     paths.refuse_collisions(file.path for file in files)
     return files
 

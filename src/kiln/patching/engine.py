@@ -45,10 +45,13 @@ def verify(root: Root, series: Series | None = None) -> SeriesReport:
     """Say whether the tree holds the series (without one: what its ledger says), RECORD and bytecode included."""
     report = status(root, series)
     held = ledger_bytes(root)
-    if held is None or report.outcome is Outcome.UNKNOWN:
-        return report
-    extra = (*report.files, *_findings(root, held))
-    return replace(report, outcome=worst([report.outcome, *(row.outcome for row in extra)]), files=extra)
+    try:
+        extra = (*report.files, *(() if held is None else _findings(root, held)))
+    except errors.BadInput as error:
+        extra = (*report.files, *plan.unreadable(error).files)
+    return replace(
+        report, outcome=worst([report.outcome, *(row.outcome for row in extra)]), files=tuple(dict.fromkeys(extra))
+    )
 
 
 def status(root: Root, series: Series | None = None) -> SeriesReport:
@@ -86,17 +89,24 @@ def copy_ledger(root: Root, target: Path) -> None:
     if target.is_file() and target.read_bytes() == data:
         return
     epoch = source_date_epoch()
-    made = [parent for parent in target.parents if not parent.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(target.name + ".kiln-new")
-    beside.write_bytes(data)
-    beside.replace(target)
-    for path in (target, *made) if epoch is not None else ():
-        os.utime(path, (epoch or 0, epoch or 0))
+    try:
+        made = [parent for parent in target.parents if not parent.exists()]
+        above = (made[-1] if made else target).parent
+        mtime_ns = above.stat().st_mtime_ns if epoch is None else epoch * 10**9
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        for path in (target, *made) if epoch is not None else ():
+            os.utime(path, ns=(mtime_ns, mtime_ns))
+        os.utime(above, ns=(mtime_ns, mtime_ns))
+    except OSError as error:
+        raise errors.CannotWrite(
+            f"{target}: {error.strerror}", hint="the series is applied; only the copy failed"
+        ) from error
 
 
 def _interrupted(root: Root) -> bool:
-    return (root.metadata / journal.NAME).exists()
+    """Say whether a run goes on in this tree, or was killed in it."""
+    return any((root.metadata / name).exists() for name in (journal.NAME, lock.NAME))
 
 
 def _writes(found: Plan, root: Root) -> tuple[Write, ...]:

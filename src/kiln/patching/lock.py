@@ -44,9 +44,18 @@ def held(folder: Path, *, wait_s: float) -> Iterator[Held]:
     try:
         yield lock
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-        os.utime(folder, ns=(folder.stat().st_atime_ns, lock.mtime_ns))
+        try:
+            _release(path, lock)
+        except BaseException:
+            _release(path, lock)  # an interrupt must not leave the file behind
+            raise
+        finally:
+            os.close(descriptor)
+
+
+def _release(path: Path, lock: Held) -> None:
+    path.unlink(missing_ok=True)
+    os.utime(path.parent, ns=(path.parent.stat().st_atime_ns, lock.mtime_ns))
 
 
 def _taken(descriptor: int, path: Path) -> bool:

@@ -29,7 +29,7 @@ def find(distribution: str, *, root: Path | None = None, release: str | None = N
     if root is not None and not root.is_dir():
         raise errors.BadRoot(f"{root}: no such directory")
     places = [root] if root is not None else [Path(entry) for entry in sys.path if entry]
-    found = {where.resolve() / where.name: where for place in places for where in _dist_infos(distribution, place)}
+    found = {where.resolve(): where for place in places for where in _dist_infos(distribution, place)}
     if not found:
         where = root if root is not None else "any directory on sys.path"
         hint = "run this with the Python that has the package, or name its site-packages with --root"
