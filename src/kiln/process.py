@@ -47,8 +47,8 @@ def run(
             errors="replace",
             check=False,
         )
-    except FileNotFoundError as error:
-        raise _no_program(argv) from error
+    except OSError as error:
+        raise _not_started(argv, error) from error
     except subprocess.TimeoutExpired as error:
         message = f"{shlex.join(argv)}: no answer within {timeout_s:g} s"
         raise errors.CommandFailed(message) from error
@@ -65,7 +65,7 @@ def ask(
     """Return the stdout of `argv`; anything but exit code 0 raises CommandFailed with both streams."""
     result = run(argv, env=env, cwd=cwd, timeout_s=timeout_s)
     if result.code:
-        raise failed(argv, result.code, result.stderr + result.stdout)
+        raise failed(argv, result.code, f"{result.stderr.rstrip()}\n{result.stdout}".lstrip("\n"))
     return result.stdout
 
 
@@ -100,8 +100,8 @@ def show(
             text=True,
             errors="replace",
         )
-    except FileNotFoundError as error:
-        raise _no_program(argv) from error
+    except OSError as error:
+        raise _not_started(argv, error) from error
     with child:
         assert child.stdout is not None
         try:
@@ -135,8 +135,8 @@ def spawn(
                 start_new_session=True,
                 pass_fds=tuple(pass_fds),
             )
-    except FileNotFoundError as error:
-        raise _no_program(argv) from error
+    except OSError as error:
+        raise _not_started(argv, error) from error
 
 
 def stop(child: subprocess.Popen[str]) -> None:
@@ -160,5 +160,7 @@ def failed(argv: Sequence[str], code: int, output: str) -> errors.CommandFailed:
     return errors.CommandFailed(f"$ {shlex.join(argv)}\nexit code {code}\n{tail}".rstrip())
 
 
-def _no_program(argv: Sequence[str]) -> errors.Missing:
-    return errors.Missing(f"{argv[0]}: no such program on this machine")
+def _not_started(argv: Sequence[str], error: OSError) -> errors.Missing:
+    if isinstance(error, FileNotFoundError) and error.filename == argv[0]:
+        return errors.Missing(f"{argv[0]}: no such program on this machine")
+    return errors.Missing(f"{argv[0]}: cannot be started: {error.filename}: {error.strerror}")

@@ -6,6 +6,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -69,7 +70,7 @@ def same_json(one: Any, other: Any) -> bool:
 
 def check_health(subject: Subject) -> Iterator[Finding]:
     status = subject.talk.get("/health").status_code
-    if status != requests.codes.ok:
+    if status != HTTPStatus.OK:
         yield Finding(where="/health", problem=f"answered {status}")
 
 
@@ -96,7 +97,7 @@ def check_streamed(name: str) -> Check:
         whole = subject.talk.whole(Request(name=name))
         stream = subject.talk.streamed(Request(name=name))
         yield from _changes(f"{name}, streamed", stream, whole, than="not streamed")
-        if stream.deltas < 2:  # noqa: PLR2004
+        if stream.deltas <= 1:
             yield Finding(where=f"{name}, streamed", problem=f"came in {stream.deltas} piece, not bit by bit")
 
     return Check(name=f"{name}-stream", ask=ask)
@@ -171,7 +172,7 @@ def check_bad_requests(subject: Subject) -> Iterator[Finding]:
     }
     for what, body in bad.items():
         status = talk.post("/v1/chat/completions", body).status_code
-        if not 400 <= status < 500:  # noqa: PLR2004
+        if not HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
             yield Finding(where=what, problem=f"answered {status}, not 4xx")
     yield from _still_serves(subject, "after bad requests")
 
@@ -213,10 +214,9 @@ def check_leak(subject: Subject) -> Iterator[Finding]:
         shown = {"content": heard.answer.content, "reasoning": heard.answer.reasoning}
         shown |= {f"arguments of {call.name}": call.arguments for call in heard.answer.calls}
         for field, text in shown.items():
-            for marker in subject.markers:
-                if marker in text:
-                    problem = f"{field} shows {marker!r}: {text!r}"
-                    yield Finding(where=heard.where, problem=problem, hint=_SEE_PARSERS)
+            if leaked := [marker for marker in subject.markers if marker in text]:
+                problem = f"{field} shows {leaked}: {text!r}"
+                yield Finding(where=heard.where, problem=problem, hint=_SEE_PARSERS)
     if not subject.talk.heard:
         yield Finding(where="leak", problem="no answer was heard at all")
 

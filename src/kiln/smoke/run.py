@@ -77,10 +77,19 @@ def _serve_tier(
                 detail(check.name)
                 yield checks.run(check, subject)
         with reporter.step("stop the server"):
-            clock = time.monotonic()
-            code = running.stop()
+            yield _shutdown(running)
+
+
+def _shutdown(running: server.Running) -> CheckResult:
+    clock = time.monotonic()
+    try:
+        code = running.stop()
+    except errors.SmokeFailed as error:
+        return _served("shutdown", clock, Finding(where="shutdown", problem=error.message))
+    if code == _KILLED:
         problem = f"the server did not end within {server.STOP_S} s of being asked to"
-        yield _served("shutdown", clock, *[Finding(where="shutdown", problem=problem)] * (code == _KILLED))
+        return _served("shutdown", clock, Finding(where="shutdown", problem=problem))
+    return _served("shutdown", clock)
 
 
 def _served(name: str, clock: float, *findings: Finding) -> CheckResult:

@@ -106,7 +106,15 @@ class Running:
         return _log(self.container, lines=None)
 
     def stop(self) -> int:
-        """Ask the server to end, as an orchestrator does, and return its exit code: 137 when it had to be killed."""
+        """Ask the server to end, as an orchestrator does, and return its exit code: 137 when it had to be killed.
+
+        Raises SmokeFailed with the end of its log when it had ended before.
+        """
+        self.container.reload()
+        if self.container.status != "running":
+            code = self.container.attrs["State"]["ExitCode"]
+            message = f"the server had ended by itself, exit code {code}\n{_log(self.container)}"
+            raise errors.SmokeFailed(message)
         self.container.stop(timeout=STOP_S)
         self.container.reload()
         return int(self.container.attrs["State"]["ExitCode"])
@@ -123,6 +131,12 @@ def twin_spec(image: str, model: Path, *, flags: Sequence[str] = (), env: Sequen
         ("VLLM_LOGGING_LEVEL", "INFO"),
         ("VLLM_NO_USAGE_STATS", "1"),
         ("HF_HUB_OFFLINE", "1"),
+        # one process less to start; vLLM overrides the executor `uni` on CPUs unless this is off
+        ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
+        # threads that spin for each other are what makes a busy machine slow, and the model is tiny
+        ("OMP_NUM_THREADS", "1"),
+        # an image without a C++ compiler cannot run what torch.compile makes, such as the sampler at a temperature
+        ("TORCH_COMPILE_DISABLE", "1"),
     )
     # one value each, the caller's last
     return ServeSpec(
@@ -207,7 +221,7 @@ class _Server(DockerContainer):
         ports = self.get_wrapped_container().attrs["NetworkSettings"]["Ports"]
         return f"http://127.0.0.1:{ports[f'{PORT}/tcp'][0]['HostPort']}"
 
-    def stop(self, force: bool = True, delete_volume: bool = True) -> None:  # noqa: FBT001, FBT002 - inherited
+    def stop(self, *args: bool, **options: bool) -> None:
         """Ask politely first: an engine that is killed may leave shared memory behind."""
         try:
             if self._container:
@@ -215,7 +229,7 @@ class _Server(DockerContainer):
                     self._container.stop(timeout=STOP_S)
         finally:
             with contextlib.suppress(docker.errors.NotFound):
-                super().stop(force, delete_volume)
+                super().stop(*args, **options)
 
 
 class _Ready(WaitStrategy):

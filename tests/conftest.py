@@ -1,0 +1,42 @@
+"""A copy of the real catalog to break, for every suite."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parents[1]
+CATALOG = ("images/releases.yaml", "images/twin", "patches", "recipes")
+
+
+@pytest.fixture
+def catalog_copy(tmp_path: Path) -> Path:
+    """Return a folder with everything hand-edited that `catalog.load` reads, free to be edited."""
+    copy = tmp_path / "catalog"
+    for name in CATALOG:
+        source, target = ROOT / name, copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    return copy
+
+
+@pytest.fixture
+def edit(catalog_copy: Path) -> Callable[[str, str, str], None]:
+    """Return edit(file, old, new), which replaces the first `old` of a file of the copy and insists that it is there."""
+
+    def edit(file: str, old: str, new: str) -> None:
+        path = catalog_copy / file
+        text = path.read_text(encoding="utf-8")
+        assert old in text, f"{file} does not hold {old!r}"
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return edit
