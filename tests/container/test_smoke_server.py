@@ -43,8 +43,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def digest(real_engine: Engine, twin_image: str) -> str:
-    return server.digest_of(real_engine, twin_image)
+def image(real_engine: Engine, twin_image: str) -> server.Image:
+    return server.find_image(real_engine, twin_image)
 
 
 @pytest.fixture
@@ -80,9 +80,9 @@ def run_of(host: str, image: str, folder: Path) -> Iterator[tuple[int, str]]:
 
 
 def test_an_unknown_flag_is_shown_with_the_servers_own_words(
-    real_engine: Engine, digest: str, model: Path, session: guard.Session
+    real_engine: Engine, image: server.Image, model: Path, session: guard.Session
 ) -> None:
-    spec = server.twin_spec(digest, model, flags=("--no-such-flag",))
+    spec = server.twin_spec(image, model, flags=("--no-such-flag",))
     start = time.monotonic()
     with (
         pytest.raises(errors.SmokeFailed, match=r"exit code [1-9]") as caught,
@@ -95,11 +95,11 @@ def test_an_unknown_flag_is_shown_with_the_servers_own_words(
     assert containers(real_engine, session.id) == 0
 
 
-def test_a_slow_phase_is_named(real_engine: Engine, digest: str, model: Path, session: guard.Session) -> None:
+def test_a_slow_phase_is_named(real_engine: Engine, image: server.Image, model: Path, session: guard.Session) -> None:
     impatient = (server.Phase(name="starting the container", begins=r"\A", limit_s=0.5),)
     with (
         pytest.raises(errors.SmokeFailed, match=r"still starting the container after 0\.5 s"),
-        server.serving(real_engine, server.twin_spec(digest, model), session, phases=impatient),
+        server.serving(real_engine, server.twin_spec(image, model), session, phases=impatient),
     ):
         pass
     assert containers(real_engine, session.id) == 0
@@ -107,21 +107,26 @@ def test_a_slow_phase_is_named(real_engine: Engine, digest: str, model: Path, se
 
 def test_an_image_that_is_not_there_is_missing(real_engine: Engine) -> None:
     with pytest.raises(errors.Missing, match="does not hold this image"):
-        server.digest_of(real_engine, "kiln-no-such-image:1")
+        server.find_image(real_engine, "kiln-no-such-image:1")
 
 
-def test_a_killed_run_leaves_no_container(real_engine: Engine, digest: str, tmp_path: Path) -> None:
-    with run_of(real_engine.host, digest, tmp_path) as (pid, session):
+def test_a_killed_run_leaves_no_container(real_engine: Engine, image: server.Image, tmp_path: Path) -> None:
+    with run_of(real_engine.host, image.digest, tmp_path) as (pid, session):
         assert containers(real_engine, session) == 1
         os.kill(pid, signal.SIGKILL)
         assert wait_for(lambda: containers(real_engine, session) == 0, limit_s=15)
 
 
-def test_the_sweep_removes_an_orphan_but_not_a_live_run(real_engine: Engine, digest: str, tmp_path: Path) -> None:
-    with run_of(real_engine.host, digest, tmp_path) as (_, living), contextlib.closing(real_engine.client()) as client:
+def test_the_sweep_removes_an_orphan_but_not_a_live_run(
+    real_engine: Engine, image: server.Image, tmp_path: Path
+) -> None:
+    with (
+        run_of(real_engine.host, image.digest, tmp_path) as (_, living),
+        contextlib.closing(real_engine.client()) as client,
+    ):
         mine = guard.owner(os.getpid()) or ""
         labels = {guard.SESSION: "orphan", guard.OWNER: f"{mine}9", guard.DEADLINE: str(int(time.time()) + 600)}
-        orphan = client.containers.create(digest, labels=labels)
+        orphan = client.containers.create(image.digest, labels=labels)
         try:
             assert orphan.name in guard.sweep(real_engine.host)
             assert containers(real_engine, "orphan") == 0
@@ -139,9 +144,9 @@ def test_the_twin_serves_what_its_puppet_means(real_engine: Engine, twin_image: 
 
 
 def test_a_server_that_ends_by_itself_is_found(
-    real_engine: Engine, digest: str, model: Path, session: guard.Session
+    real_engine: Engine, image: server.Image, model: Path, session: guard.Session
 ) -> None:
-    with server.serving(real_engine, server.twin_spec(digest, model, flags=FLAGS), session) as running:
+    with server.serving(real_engine, server.twin_spec(image, model, flags=FLAGS), session) as running:
         running.container.kill()
         running.container.wait()
         with pytest.raises(errors.SmokeFailed, match="had ended by itself, exit code 137"):

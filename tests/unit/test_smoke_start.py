@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from kiln import errors
-from kiln.smoke import run, server
+from kiln.smoke import caches, run, server
 from kiln.smoke.records import CheckResult, Finding, SmokeResult, Status
 
-IMAGE = "sha256:" + "ab" * 32
+IMAGE = server.Image(digest="sha256:" + "ab" * 32, layers=("sha256:" + "cd" * 32,))
 FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser", "minimax_m3", "--reasoning-parser", "minimax_m3")
 LOG = """\
 INFO [__init__.py:257] Automatically detected platform cpu.
@@ -25,32 +25,31 @@ INFO [__init__.py:257] Automatically detected platform cpu.
 
 
 def spec() -> server.ServeSpec:
-    return server.twin_spec(IMAGE, Path("/p"), flags=FLAGS, env=(("VLLM_USE_X", "1"), ("VLLM_CPU_KVCACHE_SPACE", "2")))
+    return server.twin_spec(IMAGE, Path("/p"), flags=FLAGS, env=(("VLLM_USE_X", "1"), ("VLLM_LOGGING_LEVEL", "2")))
 
 
 def test_a_twin_is_served_from_one_process_with_its_caches() -> None:
     assert spec() == server.ServeSpec(
-        image=IMAGE,
+        image=IMAGE.digest,
         model=Path("/p"),
         flags=("--distributed-executor-backend=uni", "--enforce-eager", *FLAGS),
         env=(
             ("PYTHONPYCACHEPREFIX", "/pyc"),
             ("VLLM_CACHE_ROOT", "/vc"),
-            ("VLLM_CPU_KVCACHE_SPACE", "2"),
-            ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
-            ("VLLM_LOGGING_LEVEL", "INFO"),
-            ("VLLM_NO_USAGE_STATS", "1"),
-            ("HF_HUB_OFFLINE", "1"),
+            ("VLLM_LOGGING_LEVEL", "2"),
             ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
             ("OMP_NUM_THREADS", "1"),
-            ("TORCH_COMPILE_DISABLE", "1"),
             ("VLLM_USE_X", "1"),
         ),
-        volumes=(
-            server.Volume(name="kiln-pyc-abababababababab", path="/pyc"),
-            server.Volume(name="kiln-vc-abababababababab", path="/vc"),
-        ),
+        volumes=caches.volumes(IMAGE.layers),
     )
+
+
+def test_caches_are_named_by_the_files_of_the_image() -> None:
+    layers = ("sha256:aa", "sha256:bb")
+    assert [volume.path for volume in caches.volumes(layers)] == ["/pyc", "/vc"]
+    assert caches.volumes(layers) == caches.volumes(list(layers))
+    assert caches.volumes(layers) != caches.volumes(("sha256:aa", "sha256:cc"))
 
 
 def test_the_serve_command() -> None:

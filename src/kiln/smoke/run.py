@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiln import errors
-from kiln.smoke import checks, guard, puppet, server, transcript
+from kiln.smoke import caches, checks, guard, puppet, server, transcript
 from kiln.smoke.records import CheckResult, Finding, SmokeResult
 from kiln.smoke.talk import Talk
 
@@ -39,18 +39,20 @@ class Inputs:
 def run(engine: Engine, inputs: Inputs, *, cache: Path, reporter: Reporter) -> SmokeResult:
     """Serve the image with a puppet and ask it everything. A server that does not start is a failed check."""
     clock, started = time.monotonic(), dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    digest = server.digest_of(engine, inputs.image)
+    image = server.find_image(engine, inputs.image)
     family = transcript.load(inputs.family)
     made = puppet.build(cache / "puppet" / inputs.family, family.cut(), family.added_tokens)
-    spec = server.twin_spec(digest, made.path.resolve(), flags=inputs.flags, env=inputs.env)
+    spec = server.twin_spec(image, made.path.resolve(), flags=inputs.flags, env=inputs.env)
     server.serve_argv(spec)  # a wrong flag is said before anything is started
     for name in guard.sweep(engine.host):
         reporter.note(f"removed container {name}, left by a run that is gone")
     with guard.guarded(engine.host) as session:
         found = tuple(_serve_tier(engine, spec, session, family=family, reporter=reporter))
+    with contextlib.closing(engine.client()) as client:
+        caches.prune(client, used=spec.volumes)
     seconds = round(time.monotonic() - clock, 2)
     return SmokeResult(
-        image=digest, puppet=made.digest, started=started, seconds=seconds, checks=(*found, *_other_tiers())
+        image=image.digest, puppet=made.digest, started=started, seconds=seconds, checks=(*found, *_other_tiers())
     )
 
 

@@ -18,6 +18,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.waiting_utils import WaitStrategy
 
 from kiln import errors
+from kiln.smoke import caches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 PORT = 8000
 MODEL = "/puppet"
-CACHE_LABEL = "ai.kiln.cache"
 _LOG_LINES = 40
 _POLL_S = 0.2
 STOP_S = 10
@@ -49,11 +49,11 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Volume:
-    """A named cache volume, kept from run to run."""
+class Image:
+    """An image in the engine: its id, a sha256, and the diff ids of its layers."""
 
-    name: str
-    path: str
+    digest: str
+    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class ServeSpec:
     model: Path
     flags: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
-    volumes: tuple[Volume, ...] = ()
+    volumes: tuple[caches.Volume, ...] = ()
     served_name: str = "kiln-puppet"
 
 
@@ -78,7 +78,7 @@ class Phase:
 
 
 PHASES = (
-    Phase(name="starting the container", begins=r"\A", limit_s=60),
+    Phase(name="starting the container", begins=r"\A", limit_s=180),
     Phase(name="importing", begins=r"\S", limit_s=180),
     Phase(name="loading weights", begins=r"Starting to load model|Loading weights", limit_s=120),
     Phase(
@@ -120,31 +120,26 @@ class Running:
         return int(self.container.attrs["State"]["ExitCode"])
 
 
-def twin_spec(image: str, model: Path, *, flags: Sequence[str] = (), env: Sequence[tuple[str, str]] = ()) -> ServeSpec:
-    """Return the spec of a CPU-only image: one process, no compilation, caches kept in volumes of that digest."""
-    key = image.rpartition("sha256:")[2][:16]
+def twin_spec(
+    image: Image, model: Path, *, flags: Sequence[str] = (), env: Sequence[tuple[str, str]] = ()
+) -> ServeSpec:
+    """Return the spec of a CPU-only image: one process, no compilation, caches kept in volumes of its files."""
     own = (
         ("PYTHONPYCACHEPREFIX", "/pyc"),
         ("VLLM_CACHE_ROOT", "/vc"),
-        ("VLLM_CPU_KVCACHE_SPACE", "1"),
-        ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
         ("VLLM_LOGGING_LEVEL", "INFO"),
-        ("VLLM_NO_USAGE_STATS", "1"),
-        ("HF_HUB_OFFLINE", "1"),
         # one process less to start; vLLM overrides the executor `uni` on CPUs unless this is off
         ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
         # threads that spin for each other are what makes a busy machine slow, and the model is tiny
         ("OMP_NUM_THREADS", "1"),
-        # an image without a C++ compiler cannot run what torch.compile makes, such as the sampler at a temperature
-        ("TORCH_COMPILE_DISABLE", "1"),
     )
     # one value each, the caller's last
     return ServeSpec(
-        image=image,
+        image=image.digest,
         model=model,
         flags=(*_TWIN_FLAGS, *flags),
         env=tuple((dict(own) | dict(env)).items()),
-        volumes=(Volume(name=f"kiln-pyc-{key}", path="/pyc"), Volume(name=f"kiln-vc-{key}", path="/vc")),
+        volumes=caches.volumes(image.layers),
     )
 
 
@@ -157,13 +152,14 @@ def serve_argv(spec: ServeSpec) -> tuple[str, ...]:
     return (MODEL, *own, *spec.flags)
 
 
-def digest_of(engine: Engine, image: str) -> str:
-    """Return the id, a sha256, of an image that the engine holds; nothing is ever pulled."""
+def find_image(engine: Engine, reference: str) -> Image:
+    """Return an image that the engine holds; nothing is ever pulled."""
     try:
         with contextlib.closing(engine.client()) as client:
-            return str(client.images.get(image).id)
+            found = client.images.get(reference)
+            return Image(digest=str(found.id), layers=tuple(found.attrs["RootFS"]["Layers"]))
     except docker.errors.ImageNotFound as error:
-        raise errors.Missing(f"{image}: the engine does not hold this image", hint="invoke build --twin") from error
+        raise errors.Missing(f"{reference}: the engine does not hold this image", hint="./inv build --twin") from error
 
 
 def phase_of(log: str, phases: Sequence[Phase] = PHASES) -> Phase:
@@ -209,7 +205,7 @@ class _Server(DockerContainer):
         self.with_command(list(serve_argv(spec)))
         self.with_volume_mapping(spec.model, MODEL, "ro")
         for volume in spec.volumes:
-            self.get_docker_client().client.volumes.create(volume.name, labels={CACHE_LABEL: spec.image})
+            caches.create(self.get_docker_client().client, volume)
             self.with_volume_mapping(volume.name, volume.path, "rw")
         # typed for ports on all addresses, but handed to the SDK as it is
         cast("dict[str, Any]", self.ports)[f"{PORT}/tcp"] = ("127.0.0.1",)
