@@ -12,21 +12,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 _SHOWN_WIDTH = 100
+_DETAIL_EVERY_S = 5.0
 
 
 class Reporter:
-    """Prints one line a step with its time; on a terminal the running step shows its latest detail."""
+    """Prints one line a step with its time.
+
+    On a terminal the running step shows its latest detail; elsewhere a detail is a line, one every few seconds.
+    """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self._stream = stream or sys.stderr
         self._quiet = quiet
         self._live = not quiet and self._stream.isatty()
+        self._last_detail = 0.0
         self.timings: dict[str, float] = {}
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Callable[[str], None]]:
         """Time a named step; the yielded function takes one line of detail at a time."""
-        start = time.monotonic()
+        start = self._last_detail = time.monotonic()
         self._begin(name)
         try:
             yield lambda detail: self._detail(name, detail, start)
@@ -52,8 +57,9 @@ class Reporter:
         if self._live and detail:
             text = f"… {name}  {time.monotonic() - start:.0f}s  {detail}"[:_SHOWN_WIDTH]
             print(f"\r\x1b[K{text}", end="", file=self._stream, flush=True)
-        elif detail:
-            self.note(f"    {detail}")
+        elif detail and time.monotonic() - self._last_detail > _DETAIL_EVERY_S:
+            self._last_detail = time.monotonic()
+            self.note(f"    {detail}"[:_SHOWN_WIDTH])
 
     def _end(self, mark: str, name: str, seconds: float) -> None:
         clear = "\r\x1b[K" if self._live else ""
