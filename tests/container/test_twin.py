@@ -11,8 +11,10 @@ import pytest
 from kiln import errors, plan, process
 from kiln.image import build, buildx, inspect
 from kiln.image.rehearsal import rehearse
+from kiln.patching import authoring
+from kiln.patching.tree import Memory
 from kiln.report import Reporter
-from kiln.upstream import pip_config
+from kiln.upstream import pip_config, wheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from kiln.plan import Plan
 
 QUIET = Reporter(quiet=True)
+PATCH = "m3-stream-first-delta"
+PARSER = "vllm/reasoning/minimax_m3_reasoning_parser.py"
 SITE = "/usr/local/lib/python3.11/dist-packages"
 
 
@@ -117,3 +121,25 @@ def test_an_image_with_another_ledger_is_not_tagged(
     with pytest.raises(errors.NotApplied, match="ledger is not the rehearsal's"):
         build.run(real_catalog, other, twin=True, reporter=QUIET)
     assert not client.images.list(f"kiln/{other.target.slug}-twin")
+
+
+def test_an_edit_of_the_same_size_reaches_the_image(
+    edited: Callable[[Callable[[Path], None]], Catalog], real_catalog: Catalog, twin: Receipt, twin_plan: Plan
+) -> None:
+    """BuildKit takes a file of the same size and time for the one it has: what is staged must not look like that."""
+    pristine = wheel.read(build.twin_of(twin_plan).wheel, [PARSER], cache=real_catalog.state / "wheels")
+
+    def edit(root: Path) -> None:
+        folder = root / "patches" / PATCH
+        edition, record = folder / "0.31.0.patch", folder / "patch.yaml"
+        old = authoring.edition(PATCH, edition.read_bytes(), Memory(pristine))
+        new = authoring.edition(PATCH, old.data.replace(b"stray closer", b"stray CLOSER"), Memory(pristine))
+        edition.write_bytes(new.data)
+        block, rest = record.read_text().split("  0.33.0:")
+        block = block.replace(old.sha256, new.sha256).replace(str(old.files[0].post), str(new.files[0].post))
+        record.write_text(f"{block}  0.33.0:{rest}")
+
+    changed = edited(edit)
+    receipt = build.run(changed, plan.make(changed, variant="mxfp8", arch="gfx942"), twin=True, reporter=QUIET)
+    assert receipt.digest != twin.digest
+    assert receipt.ledger_sha256 != twin.ledger_sha256

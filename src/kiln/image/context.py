@@ -1,10 +1,16 @@
-"""Stages what a Dockerfile reads into one folder, every time set to the epoch so that layers are reproducible."""
+"""Stages what a Dockerfile reads into one folder.
+
+Files keep the time they were written: BuildKit takes a file of the same size and time for the one it already has. What
+goes into a layer as it is travels in a tar, with the epoch as its time.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
-from pathlib import Path
+import tarfile
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from kiln import errors, report
@@ -15,6 +21,8 @@ from kiln.patching.series import write_series
 from kiln.upstream import pip_config, wheel
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kiln.catalog import Catalog, records
     from kiln.image.rehearsal import Rehearsal
 
@@ -26,10 +34,7 @@ def stage(folder: Path, rehearsal: Rehearsal, pins: dict[str, object]) -> None:
     patch.mkdir(parents=True)
     zipapp.build(patch / "kiln-patch.pyz")
     write_series(patch / "series", rehearsal.series)
-    opt = folder / "rootfs" / "opt" / "kiln"
-    opt.mkdir(parents=True)
-    (opt / "pins.json").write_text(report.as_json(pins) + "\n", encoding="utf-8")
-    set_times(folder)
+    write_tar(folder / "rootfs.tar", {"opt/kiln/pins.json": (report.as_json(pins) + "\n").encode()})
 
 
 def stage_twin(folder: Path, catalog: Catalog, twin: records.Twin, release: records.ReleasePins) -> None:
@@ -55,7 +60,6 @@ def stage_twin(folder: Path, catalog: Catalog, twin: records.Twin, release: reco
         target = extras / member
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data or b"")
-    set_times(folder)
 
 
 def stage_tools(state: Path, twin: records.Twin) -> dict[str, str]:
@@ -92,10 +96,19 @@ def requirement(pin: records.WheelPin) -> str:
     return f"{pin.project}=={pin.version} --hash=sha256:{pin.sha256}"
 
 
-def set_times(folder: Path) -> None:
-    """Give every file and folder under `folder` the epoch as its time."""
-    for path in (folder, *folder.rglob("*")):
-        os.utime(path, (SOURCE_DATE_EPOCH, SOURCE_DATE_EPOCH))
+def write_tar(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write files and the folders above them as a tar whose bytes depend on nothing else."""
+    with tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted({str(parent) for path in files for parent in PurePosixPath(path).parents} - {"."}):
+            archive.addfile(_member(name, tarfile.DIRTYPE, 0o755, 0))
+        for name, data in sorted(files.items()):
+            archive.addfile(_member(name, tarfile.REGTYPE, 0o644, len(data)), io.BytesIO(data))
+
+
+def _member(name: str, kind: bytes, mode: int, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.mode, member.size, member.mtime = kind, mode, size, SOURCE_DATE_EPOCH
+    return member
 
 
 def _link(source: str, target: Path) -> None:
