@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from kiln import errors, process
+from kiln import errors, files, process
 from kiln.upstream import debian
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def ensure(name: Name, cache: Path, reporter: Reporter, *, data: Path = _DATA) -
     with reporter.step(f"packages of the {name} root") as progress:
         debs = debian.fetch(packages, suite=SUITE, dest=dest, dependencies=True, progress=progress)
     place = _place(cache, name, debs, finish)
-    with debian.locked_folder(place):
+    with files.locked(place):
         if layout := _read(place):
             return layout
         with reporter.step(f"make the {name} root"):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from kiln import engine as engines
-from kiln import errors, process
+from kiln import errors, files, process
 from kiln.image import base, buildx, context, inspect, receipt
 from kiln.image.rehearsal import Rehearsal, rehearse
 
@@ -80,10 +80,11 @@ def run(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter) -> rece
     rehearsal = rehearse_target(catalog, plan, twin=twin, reporter=reporter)
     engine = engines.ensure(catalog.state / "engine", reporter)
     job = _Job(catalog=catalog, plan=plan, twin=twin, rehearsal=rehearsal, engine=engine, reporter=reporter)
-    build = _twin_build(job) if twin else _real_build(job)
-    _run_buildkit(job, build)
-    digest = json.loads(build.metadata.read_text(encoding="utf-8"))["containerimage.digest"]
-    made = _accept(job, digest, build.labels["org.opencontainers.image.base.digest"])
+    with files.locked(job.context):
+        build = _twin_build(job) if twin else _real_build(job)
+        _run_buildkit(job, build)
+        digest = json.loads(build.metadata.read_text(encoding="utf-8"))["containerimage.digest"]
+        made = _accept(job, digest, build.labels["org.opencontainers.image.base.digest"])
     receipt.write(catalog.output(plan.target.slug), made)
     return made
 

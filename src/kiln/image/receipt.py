@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from kiln import report
+from kiln import files, report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +31,4 @@ class Receipt:
 
 def write(folder: Path, receipt: Receipt) -> Path:
     """Write `<kind>.json` into the target's folder, whole or not at all, and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{receipt.kind}.json"
-    beside = path.with_suffix(".new")
-    beside.write_text(report.as_json(asdict(receipt)) + "\n", encoding="utf-8")
-    beside.replace(path)
-    return path
+    return files.write(folder / f"{receipt.kind}.json", report.as_json(asdict(receipt)) + "\n")

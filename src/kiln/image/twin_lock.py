@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
-from kiln import errors, process
+from kiln import errors, files, process
 
 if TYPE_CHECKING:
     from kiln.catalog import Catalog
@@ -27,11 +27,7 @@ def write(catalog: Catalog, release: str) -> Path:
         with_twin = [name for name, each in catalog.releases.releases.items() if each.twin]
         raise errors.BadInput(f"{errors.unknown('release with a twin', release, with_twin)}")
     target = catalog.root / pins.twin.requirements
-    text = lock(target.with_suffix(".in"), pins.twin.python)
-    beside = target.with_suffix(".new")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(target)
-    return target
+    return files.write(target, lock(target.with_suffix(".in"), pins.twin.python))
 
 
 def lock(requirements: Path, python: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from kiln import __version__, report
+from kiln import __version__, files, report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,9 +29,4 @@ def write(folder: Path, plan: Plan, result: SmokeResult, *, kind: str) -> Path:
         "series": [{"id": use.id, "edition_sha256": use.sha256} for use in plan.series],
         "smoke": asdict(result),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{kind}-evidence.json"
-    beside = path.with_suffix(".new")
-    beside.write_text(report.as_json(data) + "\n", encoding="utf-8")
-    beside.replace(path)
-    return path
+    return files.write(folder / f"{kind}-evidence.json", report.as_json(data) + "\n")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -17,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from kiln import errors, process
+from kiln import errors, files, process
 
 Progress = Callable[[str], None]
 
@@ -103,13 +101,13 @@ def parse_one_line(text: str) -> tuple[Source, ...]:
 def machine_sources() -> tuple[Source, ...]:
     """Return every enabled entry of this machine's apt sources, in apt's own order."""
     settings = _apt_paths()
-    files = [Path(settings["LIST"])]
+    listed = [Path(settings["LIST"])]
     parts = Path(settings["PARTS"])
     if parts.is_dir():
-        files += sorted(path for path in parts.iterdir() if _PARTS_NAME.fullmatch(path.name))
+        listed += sorted(path for path in parts.iterdir() if _PARTS_NAME.fullmatch(path.name))
     return tuple(
         source
-        for path in files
+        for path in listed
         if path.is_file()
         for source in (parse_deb822 if path.suffix == ".sources" else parse_one_line)(path.read_text())
     )
@@ -161,7 +159,7 @@ def fetch(
     A `dest` made for another request, or with a file that differs from its SHA256SUMS, is fetched again.
     """
     request = _request(packages, suite=suite, dependencies=dependencies)
-    with locked_folder(dest):
+    with files.locked(dest):
         debs = fetched(packages, suite=suite, dest=dest, dependencies=dependencies)
         if debs and all(deb.path.is_file() and _sha256(deb.path) == deb.sha256 for deb in debs):
             return debs
@@ -169,9 +167,9 @@ def fetch(
             fresh = Path(scratch) / "debs"
             fresh.mkdir()
             _download(packages, suite=suite, into=fresh, dependencies=dependencies, progress=progress)
-            files = sorted(fresh.glob("*.deb"))
+            fetched_debs = sorted(fresh.glob("*.deb"))
             (fresh / _REQUEST).write_text(request)
-            (fresh / _SUMS).write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in files))
+            (fresh / _SUMS).write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in fetched_debs))
             shutil.rmtree(dest, ignore_errors=True)
             fresh.chmod(0o755)
             fresh.rename(dest)
@@ -197,18 +195,6 @@ def unpack(debs: Sequence[Deb], target: Path, *, workers: int = 1) -> None:
         jobs = [pool.submit(process.ask, ("dpkg-deb", "--extract", str(deb.path), str(target))) for deb in debs]
         for job in jobs:
             job.result()
-
-
-@contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock beside `folder`, so that one run at a time makes it; sweep what interrupted runs left."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in folder.parent.glob(f".{folder.name}.*"):
-            if left.is_dir():
-                shutil.rmtree(left)
-        yield
 
 
 def private_config(root: Path, *, acquire: Sequence[str], paths: dict[str, str]) -> str:

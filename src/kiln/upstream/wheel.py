@@ -10,8 +10,10 @@ import hashlib
 import html.parser
 import io
 import os
+import re
 import tempfile
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
 
-from kiln import errors
+from kiln import errors, files
 from kiln.upstream import pip_config
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ _MAX_MEMBER_BYTES = 64_000_000
 _TAIL_BYTES = 600_000  # holds the whole central directory of a vLLM wheel
 _GAP_BYTES = 131_072  # two members nearer than this are fetched by one request
 _SPAN_BYTES = 8_000_000
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+# what zipfile raises on bytes that are not what the central directory says they are
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 def read(pin: records.WheelPin, paths: Iterable[str], *, cache: Path) -> dict[str, bytes]:
@@ -46,7 +51,7 @@ def read(pin: records.WheelPin, paths: Iterable[str], *, cache: Path) -> dict[st
     missing = [path for path in wanted if path not in found]
     if missing:
         for path, data in RemoteWheel(pin).read(missing).items():
-            _store(folder / _contained(path), data)
+            files.write(folder / _contained(path), data)
             found[path] = data
     return {path: found[path] for path in wanted if path in found}
 
@@ -77,6 +82,7 @@ class RemoteWheel:
 
     def __init__(self, pin: records.WheelPin) -> None:
         self._session = _session()
+        self._name = pin.file
         self.url = locate(pin, self._session)
         self._file = _RangeFile(self.url, self._session)
         try:
@@ -101,13 +107,16 @@ class RemoteWheel:
         self._file.prefetch(self._extents(infos))
         try:
             return {info.filename: self._zip.read(info) for info in infos}
-        except zipfile.BadZipFile as error:
-            raise errors.BadInput(f"{self.url.rsplit('/', 1)[-1]}: damaged: {error}") from error
+        except _DAMAGED as error:
+            raise errors.BadInput(f"{self._name}: damaged: {error}") from error
 
     def _extents(self, infos: Iterable[zipfile.ZipInfo]) -> list[tuple[int, int]]:
         offsets = sorted(info.header_offset for info in self._zip.infolist())
         ends = dict(zip(offsets, [*offsets[1:], self._zip.start_dir], strict=True))
-        return sorted((info.header_offset, ends[info.header_offset]) for info in infos)
+        extents = sorted((info.header_offset, ends[info.header_offset]) for info in infos)
+        if any(start < 0 or end <= start for start, end in extents):
+            raise errors.BadInput(f"{self._name}: damaged: its directory names places outside it")
+        return extents
 
 
 def locate(pin: records.WheelPin, session: requests.Session) -> str:
@@ -194,12 +203,13 @@ class _RangeFile(io.RawIOBase):
 
     def _fetch(self, wanted: str) -> None:
         answer = _get(self._session, self._url, "the wheel cannot be read", {"Range": wanted})
-        content_range = answer.headers.get("Content-Range", "")
-        if answer.status_code != requests.codes.partial_content or not content_range.startswith("bytes "):
+        found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        if answer.status_code != requests.codes.partial_content or not found:
             raise errors.Missing("the package index does not serve byte ranges, so single files cannot be read")
-        span, _, size = content_range.removeprefix("bytes ").partition("/")
-        self._size = int(size)
-        self._spans.append((int(span.partition("-")[0]), answer.content))
+        start, last, self._size = (int(number) for number in found.groups())
+        if len(answer.content) != last - start + 1:
+            raise errors.Missing("the package index serves other byte ranges than it says")
+        self._spans.append((start, answer.content))
         self.fetched_bytes += len(answer.content)
 
     def seekable(self) -> bool:
@@ -225,7 +235,8 @@ class _RangeFile(io.RawIOBase):
         if data is None:
             self._fetch(f"bytes={start}-{end - 1}")
             data = self._held(start, end)
-        assert data is not None
+        if data is None:
+            raise errors.Missing("the package index serves other byte ranges than were asked for")
         self._position = end
         return data
 
@@ -234,10 +245,3 @@ def _contained(path: str) -> Path:
     if not path or path.startswith("/") or ".." in PurePosixPath(path).parts or "\\" in path:
         raise errors.BadInput(f"{path!r}: not a path inside a wheel")
     return Path(path)
-
-
-def _store(target: Path, data: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as beside:
-        beside.write(data)
-    Path(beside.name).replace(target)

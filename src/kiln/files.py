@@ -1,0 +1,40 @@
+"""Writes files whole or not at all, and lets one run at a time into a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def write(path: Path, data: bytes | str) -> Path:
+    """Write `data` beside `path` and rename it there, making the folders above; return `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+        Path(beside).chmod(0o644)
+        return Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink()
+        raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock beside `folder`, so that one run at a time makes it; sweep what interrupted runs left."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in folder.parent.glob(f".{folder.name}.*"):
+            if left.is_dir():
+                shutil.rmtree(left)
+        yield
