@@ -31,7 +31,7 @@ def catalog_copy(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def edit(catalog_copy: Path) -> Callable[[str, str, str], None]:
-    """Return edit(file, old, new), which replaces the first `old` of a file of the copy and insists that it is there."""
+    """Return edit(file, old, new), which replaces the first `old` in a file of the copy; it must be there."""
 
     def edit(file: str, old: str, new: str) -> None:
         path = catalog_copy / file

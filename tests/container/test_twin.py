@@ -7,9 +7,10 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from kiln import errors, plan, process
-from kiln.image import build, buildx, inspect
+from kiln.image import base, build, buildx, inspect
 from kiln.image.rehearsal import rehearse
 from kiln.patching import authoring
 from kiln.patching.tree import Memory
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import docker
 
     from kiln.catalog import Catalog
+    from kiln.engine import Engine
     from kiln.image.receipt import Receipt
     from kiln.plan import Plan
 
@@ -143,3 +145,35 @@ def test_an_edit_of_the_same_size_reaches_the_image(
     receipt = build.run(changed, plan.make(changed, variant="mxfp8", arch="gfx942"), twin=True, reporter=QUIET)
     assert receipt.digest != twin.digest
     assert receipt.ledger_sha256 != twin.ledger_sha256
+
+
+def test_the_base_can_come_from_a_registry(
+    edited: Callable[[Callable[[Path], None]], Catalog], real_engine: Engine, real_catalog: Catalog, tmp_path: Path
+) -> None:
+    """An explicit choice in releases.yaml: here the Debian root itself, pushed to the local registry."""
+    root = base.ensure("base", real_catalog.state / "bases", QUIET)
+    (tmp_path / "Dockerfile").write_text("FROM base\n")
+    pushed = f"{real_engine.registry}/kiln/debian"
+    push = (
+        real_engine.docker,
+        "buildx",
+        "build",
+        "--provenance=false",
+        f"--build-context=base={root.context}",
+        f"--output=type=image,name={pushed}:12,push=true",
+        f"--metadata-file={tmp_path}/metadata.json",
+        str(tmp_path),
+    )
+    process.ask(push, env=real_engine.environment())
+    digest = json.loads((tmp_path / "metadata.json").read_text())["containerimage.digest"]
+
+    def choose(folder: Path) -> None:
+        path = folder / "images/releases.yaml"
+        releases = yaml.safe_load(path.read_text())
+        pin = {"digest": digest, "confidence": "A", "verified": True}
+        releases["releases"]["0.31.0"]["twin"]["base"] = {"repository": pushed, "tag": "12", "manifest": pin}
+        path.write_text(yaml.safe_dump(releases))
+
+    chosen = edited(choose)
+    receipt = build.run(chosen, plan.make(chosen, variant="mxfp8", arch="gfx942"), twin=True, reporter=QUIET)
+    assert receipt.base == digest

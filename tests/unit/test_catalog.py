@@ -18,6 +18,16 @@ SERIES = "patches/series.yaml"
 PIN = "patches/gfx942-index-topk-pin/patch.yaml"
 STREAM = "patches/m3-stream-first-delta/patch.yaml"
 RECIPE = "recipes/MiniMaxAI/MiniMax-M3.yaml"
+MI300X = "arches.gfx942.products.mi300x"
+INDEX = "releases.0.24.0.cuda.image.index"
+FILES = "editions.0.24.0.files"
+PATH = "^[A-Za-z0-9_+.-][A-Za-z0-9_+./-]*$"
+PATTERN = "String should match pattern '{}'"
+STATUSES = "'not-reported', 'open', 'merged', 'declined' or 'withdrawn'"
+PIN_SHA256 = "b763dd4d44c92b9e1800aba736c3f7535a6dc6d9f350fb33010f891b7352f571"
+INDEX_SHA256 = "251eba5cc7c12fed0b75da22a9240e582b1c9e39f6fbc064f86781b963bd814f"
+OVERRIDES = "variants.mxfp8.hardware_overrides"
+DELTA = "m3-stream-first-delta"
 
 
 def refusal(root: Path) -> str:
@@ -40,24 +50,79 @@ def test_the_real_catalog_loads(catalog_copy: Path) -> None:
     ("file", "old", "new", "message"),
     [
         (PIN, "drop_when:", "dropp_when:", "dropp_when: unknown key 'dropp_when'; did you mean 'drop_when'?"),
-        (RELEASES, "    vendor: amd", "    vendr: amd", "arches.gfx942.vendr: unknown key 'vendr'; did you mean 'vendor'?"),
+        (
+            RELEASES,
+            "    vendor: amd",
+            "    vendr: amd",
+            "arches.gfx942.vendr: unknown key 'vendr'; did you mean 'vendor'?",
+        ),
         (PIN, "title: One index top-k tile on gfx942", "title: 5", "title: Input should be a valid string (found 5)"),
-        (PIN, "title: One index top-k tile on gfx942", "title: ''", 'title: String should have at least 1 character (found "")'),
-        (RELEASES, "gpus: 8", 'gpus: "8"', 'arches.gfx942.products.mi300x.gpus: Input should be a valid integer (found "8")'),
-        (RELEASES, "gpus: 8", "gpus: 0", "arches.gfx942.products.mi300x.gpus: Input should be greater than or equal to 1 (found 0)"),
-        (RELEASES, "verified: false", "verified: no", 'releases.0.24.0.cuda.image.index.verified: Input should be a valid boolean (found "no")'),
-        (RELEASES, "confidence: A", "confidence: D", "releases.0.24.0.cuda.image.index.confidence: Input should be 'A', 'B' or 'C' (found \"D\")"),
+        (
+            PIN,
+            "title: One index top-k tile on gfx942",
+            "title: ''",
+            'title: String should have at least 1 character (found "")',
+        ),
+        (RELEASES, "gpus: 8", 'gpus: "8"', f'{MI300X}.gpus: Input should be a valid integer (found "8")'),
+        (RELEASES, "gpus: 8", "gpus: 0", f"{MI300X}.gpus: Input should be greater than or equal to 1 (found 0)"),
+        (
+            RELEASES,
+            "verified: false",
+            "verified: no",
+            f'{INDEX}.verified: Input should be a valid boolean (found "no")',
+        ),
+        (
+            RELEASES,
+            ", confidence: A",
+            ", confidence: D",
+            f"{INDEX}.confidence: Input should be 'A', 'B' or 'C' (found \"D\")",
+        ),
         (RELEASES, '"2026-06-30"', "5", "releases.0.24.0.date: Input should be a valid string (found 5)"),
-        (PIN, "sha256: b763dd4d", "sha256: B763dd4d", "editions.0.24.0.sha256: String should match pattern '^[0-9a-f]{64}$' (found \"B763dd4d44c92b9e1800aba736c3f7535a6dc6d9f350fb33010f891b7352f571\")"),
-        (RELEASES, '"sha256:251eba5c', '"sha256:51eba5c', "releases.0.24.0.cuda.image.index.digest: String should match pattern '^sha256:[0-9a-f]{64}$' (found \"sha256:51eba5cc7c12fed0b75da22a9240e582b1c9e39f6fbc064f86781b963bd814f\")"),
-        (PIN, "      vllm/models/minimax_m3/common/ops/", "      vllm/../../etc/", 'editions.0.24.0.files.vllm/../../etc/index_topk.py.[key]: Value error, leaves its folder (found "vllm/../../etc/index_topk.py")'),
-        (PIN, "      vllm/models/minimax_m3/common/ops/", "      /etc/", "editions.0.24.0.files./etc/index_topk.py.[key]: String should match pattern '^[A-Za-z0-9_+.-][A-Za-z0-9_+./-]*$' (found \"/etc/index_topk.py\")"),
-        (RELEASES, "requirements: images/twin/", "requirements: images/../twin/", 'releases.0.31.0.twin.requirements: Value error, leaves its folder (found "images/../twin/0.31.0.lock")'),
-        (PIN, '">=0.24.0"', '"0.24.0"', "applies.releases: Value error, Invalid specifier: '0.24.0' (found \"0.24.0\")"),
-        (RELEASES, "default_release: 0.31.0", "default_release: latest", "default_release: Value error, Invalid version: 'latest' (found \"latest\")"),
-        (PIN, "status: not-reported", "status: no", "upstream.status: Input should be 'not-reported', 'open', 'merged', 'declined' or 'withdrawn' (found \"no\")"),
+        (
+            PIN,
+            f"sha256: {PIN_SHA256}",
+            f"sha256: {PIN_SHA256.upper()}",
+            f'editions.0.24.0.sha256: {PATTERN.format("^[0-9a-f]{64}$")} (found "{PIN_SHA256.upper()}")',
+        ),
+        (
+            RELEASES,
+            f"sha256:{INDEX_SHA256}",
+            "sha256:0",
+            f'{INDEX}.digest: {PATTERN.format("^sha256:[0-9a-f]{64}$")} (found "sha256:0")',
+        ),
+        (
+            PIN,
+            "      vllm/models/minimax_m3/common/ops/",
+            "      vllm/../x/",
+            f'{FILES}.vllm/../x/index_topk.py.[key]: Value error, leaves its folder (found "vllm/../x/index_topk.py")',
+        ),
+        (
+            PIN,
+            "      vllm/models/minimax_m3/common/ops/",
+            "      /etc/",
+            f'{FILES}./etc/index_topk.py.[key]: {PATTERN.format(PATH)} (found "/etc/index_topk.py")',
+        ),
+        (
+            RELEASES,
+            "requirements: images/twin/",
+            "requirements: images/../twin/",
+            'releases.0.31.0.twin.requirements: Value error, leaves its folder (found "images/../twin/0.31.0.lock")',
+        ),
+        (
+            PIN,
+            '">=0.24.0"',
+            '"0.24.0"',
+            "applies.releases: Value error, Invalid specifier: '0.24.0' (found \"0.24.0\")",
+        ),
+        (
+            RELEASES,
+            "default_release: 0.31.0",
+            "default_release: latest",
+            "default_release: Value error, Invalid version: 'latest' (found \"latest\")",
+        ),
+        (PIN, "status: not-reported", "status: no", f'upstream.status: Input should be {STATUSES} (found "no")'),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_named_with_its_path(  # noqa: PLR0913, PLR0917
     catalog_copy: Path, edit: Edit, file: str, old: str, new: str, message: str
 ) -> None:
@@ -88,15 +153,14 @@ def test_problems_of_all_files_are_listed_at_once(catalog_copy: Path, edit: Edit
     edit(SERIES, "order:", "ordr:")
     edit(PIN, "title: ", "titel: ")
     edit(RECIPE, "slug: minimax-m3", "slug: [MiniMax")
-    where = "arches.gfx942.products.mi300x"
     assert refusal(catalog_copy).splitlines() == [
-        f'{RELEASES}: {where}.gpus: Input should be a valid integer (found "eight")',
-        f"{RELEASES}: {where}.vram_gb: Input should be greater than or equal to 1 (found 0)",
+        f'{RELEASES}: {MI300X}.gpus: Input should be a valid integer (found "eight")',
+        f"{RELEASES}: {MI300X}.vram_gb: Input should be greater than or equal to 1 (found 0)",
         f"{SERIES}: order: missing",
         f"{SERIES}: ordr: unknown key 'ordr'; did you mean 'order'?",
         f"{PIN}: title: missing",
         f"{PIN}: titel: unknown key 'titel'; did you mean 'title'?",
-        f"{RECIPE}:5:3: did not find expected ',' or ']'",
+        f"{RECIPE}:5:11: did not find expected ',' or ']'",
     ]
 
 
@@ -109,20 +173,70 @@ def test_a_missing_file_is_named(catalog_copy: Path, file: str) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        (SERIES, "first-delta", "first-dleta", f"{SERIES}: unknown patch 'm3-stream-first-dleta'; did you mean 'm3-stream-first-delta'?\n{STREAM}: not listed in {SERIES}"),
+        (
+            SERIES,
+            "first-delta",
+            "first-dleta",
+            f"{SERIES}: unknown patch 'm3-stream-first-dleta'; did you mean '{DELTA}'?\n{STREAM}: not listed in",
+        ),
         (SERIES, "  - m3-stream-first-delta\n", "", f"{STREAM}: not listed in {SERIES}"),
         (SERIES, "order:\n", "order:\n  - m3-stream-first-delta\n", f"{SERIES}: a patch is listed twice"),
-        (RELEASES, "default_release: 0.31.0", "default_release: 0.31.1", f"{RELEASES}: default_release: unknown release '0.31.1'; did you mean '0.31.0'?"),
-        (PIN, "arches: [gfx942]", "arches: [gfx92, sm9]", f"{PIN}: unknown arch 'gfx92'; did you mean 'gfx942'?\n{PIN}: unknown arch 'sm9'; did you mean 'sm90'?"),
-        (PIN, "models: [MiniMaxAI/MiniMax-M3]", "models: [MiniMax-M3]", f"{PIN}: unknown model 'MiniMax-M3'; did you mean 'MiniMaxAI/MiniMax-M3'?"),
-        (PIN, "  arches: [gfx942]", "  arches: [gfx942]\n  variants: [mxpf8]", f"{PIN}: unknown variant 'mxpf8'; did you mean 'mxfp8'?"),
-        (PIN, "id: gfx942-index-topk-pin", "id: m3-stream-first-delta", f"{PIN}: id: 'm3-stream-first-delta' is not the name of its folder"),
-        (RECIPE, "supported_hardware: [mi350x, mi355x]", "supported_hardware: [mi350x, mi35x]", "recipes/MiniMaxAI/MiniMax-M3.yaml: variants.mxfp4: unknown product 'mi35x'; did you mean 'mi355x'?"),
-        (RECIPE, "      mi300x:\n", "      mi300:\n", f"{RECIPE}: variants.mxfp8.hardware_overrides: unknown product or generation 'mi300'; did you mean 'mi300x'?"),
-        (RECIPE, "\n  amd:\n", "\n  amdd:\n", f"{RECIPE}: hardware_overrides: unknown generation 'amdd'; did you mean 'amd'?"),
-        (RECIPE, "opt_in_features: [text_only]", "opt_in_features: [text-only]", f"{RECIPE}: opt_in_features: unknown feature 'text-only'; did you mean 'text_only'?"),
+        (
+            RELEASES,
+            "default_release: 0.31.0",
+            "default_release: 0.31.1",
+            f"{RELEASES}: default_release: unknown release '0.31.1'; did you mean '0.31.0'?",
+        ),
+        (
+            PIN,
+            "arches: [gfx942]",
+            "arches: [gfx92, sm9]",
+            f"{PIN}: unknown arch 'gfx92'; did you mean 'gfx942'?\n{PIN}: unknown arch 'sm9'; did you mean",
+        ),
+        (
+            PIN,
+            "models: [MiniMaxAI/MiniMax-M3]",
+            "models: [MiniMax-M3]",
+            f"{PIN}: unknown model 'MiniMax-M3'; did you mean 'MiniMaxAI/MiniMax-M3'?",
+        ),
+        (
+            PIN,
+            "  arches: [gfx942]",
+            "  arches: [gfx942]\n  variants: [mxpf8]",
+            f"{PIN}: unknown variant 'mxpf8'; did you mean 'mxfp8'?",
+        ),
+        (
+            PIN,
+            "id: gfx942-index-topk-pin",
+            "id: m3-stream-first-delta",
+            f"{PIN}: id: 'm3-stream-first-delta' is not the name of its folder",
+        ),
+        (
+            RECIPE,
+            "supported_hardware: [mi350x, mi355x]",
+            "supported_hardware: [mi350x, mi35x]",
+            f"{RECIPE}: variants.mxfp4: unknown product 'mi35x'; did you mean 'mi355x'?",
+        ),
+        (
+            RECIPE,
+            "      mi300x:\n",
+            "      mi300:\n",
+            f"{RECIPE}: {OVERRIDES}: unknown product or generation 'mi300'; did you mean 'mi300x'?",
+        ),
+        (
+            RECIPE,
+            "\n  amd:\n",
+            "\n  amdd:\n",
+            f"{RECIPE}: hardware_overrides: unknown generation 'amdd'; did you mean 'amd'?",
+        ),
+        (
+            RECIPE,
+            "opt_in_features: [text_only]",
+            "opt_in_features: [text-only]",
+            f"{RECIPE}: opt_in_features: unknown feature 'text-only'; did you mean 'text_only'?",
+        ),
     ],
-)  # fmt: skip
+)
 def test_names_that_other_files_must_know(  # noqa: PLR0913, PLR0917
     catalog_copy: Path, edit: Edit, file: str, old: str, new: str, message: str
 ) -> None:
@@ -171,13 +285,18 @@ def test_the_longest_mirror_prefix_wins(catalog_copy: Path) -> None:
     mirrored = catalog.load(catalog_copy).mirrored
     assert [
         mirrored(f"{name}@sha256:0")
-        for name in ("docker.io/library/debian", "docker.io/vllm/vllm-openai", "docker.io/vllm/vllm-openai-rocm", "x.io/a")
+        for name in (
+            "docker.io/library/debian",
+            "docker.io/vllm/vllm-openai",
+            "docker.io/vllm/vllm-openai-rocm",
+            "x.io/a",
+        )
     ] == [
         "mirror.example/hub/library/debian@sha256:0",
         "mirror.example/vllm/vllm-openai@sha256:0",
         "rocm.example/image@sha256:0",
         "x.io/a@sha256:0",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_wrong_kiln_yaml_is_named(catalog_copy: Path) -> None:

@@ -6,7 +6,8 @@ from kiln import errors
 
 
 def test_exit_codes() -> None:
-    assert {kind.__name__: kind.exit_code for kind in (errors.KilnError, *errors.KilnError.__subclasses__())} == {
+    kinds: list[type[errors.KilnError]] = [errors.KilnError, *errors.KilnError.__subclasses__()]
+    assert {kind.__name__: kind.exit_code for kind in kinds} == {
         "KilnError": 1,
         "BadInput": 2,
         "Missing": 3,

@@ -3,11 +3,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kiln import errors, process
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROGRAM = "import sys; print('to stdout'); print('to stderr', file=sys.stderr); sys.exit(int(sys.argv[1]))"
 

@@ -14,7 +14,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_steps_on_a_plain_stream_are_plain_lines() -> None:
+def test_details_on_a_plain_stream_are_few() -> None:
+    stream = io.StringIO()
+    with report.Reporter(stream).step("build") as detail:
+        for number in range(100):
+            detail(str(number))
+    assert re.sub(r"\d\.\ds", "N", stream.getvalue()).splitlines() == ["… build", "✓ build  N"]
+
+
+def test_steps_on_a_plain_stream_are_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_DETAIL_EVERY_S", -1.0)
     stream = io.StringIO()
     reporter = report.Reporter(stream)
     with reporter.step("build") as detail:

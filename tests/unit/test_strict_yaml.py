@@ -94,7 +94,7 @@ def test_a_merge_key_is_no_magic(tmp_path: Path) -> None:
 def test_the_size_is_bounded(tmp_path: Path) -> None:
     padding = "# " + "x" * (2_000_000 - len("a: 1\n") - 3) + "\n"
     assert read(tmp_path, "a: 1\n" + padding) == {"a": 1}
-    with pytest.raises(errors.BadInput, match="larger than 2000000 bytes$"):
+    with pytest.raises(errors.BadInput, match=r"larger than 2000000 bytes$"):
         read(tmp_path, "a: 11\n" + padding)
 
 

@@ -135,7 +135,10 @@ class TwinExtra(Record):
 
 
 class Twin(Record):
-    """What a CPU-only image of a release is made of."""
+    """What a CPU-only image of a release is made of.
+
+    Its base is made here from Debian's packages, or is an image in a registry that holds Debian's Python 3.11.
+    """
 
     base: Literal["debian"] | ImagePin
     python: Text

@@ -141,14 +141,17 @@ def _accept(job: _Job, digest: str, base_digest: str) -> receipt.Receipt:
 
 def _twin_build(job: _Job) -> buildx.Build:
     catalog, twin = job.catalog, twin_of(job.plan)
-    if twin.base != "debian":
-        raise errors.BadInput(f"images/releases.yaml: twin base {twin.base.reference}: only debian so far")
-    data = catalog.root / "images/twin/base"
-    base_layout, builder_layout = base.ensure_both(catalog.state / "bases", job.reporter, data=data)
-    pins = job.plan.as_data() | {
-        "kind": job.kind,
-        "base": {"digest": base_layout.digest, "packages": [asdict(package) for package in base_layout.packages]},
-    }
+    bases, data = catalog.state / "bases", catalog.root / "images/twin/base"
+    if twin.base == "debian":
+        root, builder = base.ensure_both(bases, job.reporter, data=data)
+        named = {"base": root.context, "builder": builder.context}
+        base_name, base_digest, argument = "debian", root.digest, "base"
+        packages = [asdict(package) for package in root.packages]
+    else:
+        base_name, base_digest, argument = _registry_base(job, twin.base)
+        named = {"builder": base.ensure("builder", bases, job.reporter, data=data).context}
+        packages = []
+    pins = job.plan.as_data() | {"kind": job.kind, "base": {"digest": base_digest, "packages": packages}}
     with job.reporter.step("stage the build context"):
         context.stage(job.context, job.rehearsal, pins)
         context.stage_twin(job.context, catalog, twin, catalog.releases.releases[job.plan.target.release])
@@ -157,38 +160,45 @@ def _twin_build(job: _Job) -> buildx.Build:
     return buildx.Build(
         dockerfile=catalog.root / "images/twin/Dockerfile",
         context=job.context,
-        contexts=tools | {"base": base_layout.context, "builder": builder_layout.context},
-        args={name: os.environ[name] for name in _PROXY_ARGS if name in os.environ},
+        contexts=tools | named,
+        args={"BASE": argument} | {name: os.environ[name] for name in _PROXY_ARGS if name in os.environ},
         secrets=secrets,
-        labels=_labels(job, base_name="debian", base_digest=base_layout.digest),
+        labels=_labels(job, base_name=base_name, base_digest=base_digest),
         network=job.engine.build_network,
         metadata=job.context.with_suffix(".metadata.json"),
     )
 
 
 def _real_build(job: _Job) -> buildx.Build:
-    image = job.plan.image
-    if image.digest is None:
-        raise errors.BadInput(
-            f"{image.reference}: no digest is known for this image, and a tag can move",
-            hint=f"add it to images/releases.yaml: releases.{job.plan.target.release}.{image.kind}.image.manifest",
-        )
-    reference, tagged = job.catalog.mirrored(image.reference), f"{image.repository}:{image.tag}"
-    with job.reporter.step(f"find {reference}"):
-        _require_base(job.engine, reference, tagged)
+    kind = job.plan.image.kind
+    release = job.catalog.releases.releases[job.plan.target.release]
+    base_name, base_digest, reference = _registry_base(job, (release.rocm if kind == "rocm" else release.cuda).image)
     with job.reporter.step("stage the build context"):
-        pins = job.plan.as_data() | {"kind": job.kind, "base": {"digest": image.digest}}
+        pins = job.plan.as_data() | {"kind": job.kind, "base": {"digest": base_digest}}
         context.stage(job.context, job.rehearsal, pins)
     return buildx.Build(
-        dockerfile=job.catalog.root / "images" / image.kind / "Dockerfile",
+        dockerfile=job.catalog.root / "images" / kind / "Dockerfile",
         context=job.context,
         contexts={},
         args={"BASE": reference},
         secrets={},
-        labels=_labels(job, base_name=tagged, base_digest=image.digest),
+        labels=_labels(job, base_name=base_name, base_digest=base_digest),
         network=job.engine.build_network,
         metadata=job.context.with_suffix(".metadata.json"),
     )
+
+
+def _registry_base(job: _Job, image: records.ImagePin) -> tuple[str, str, str]:
+    """Return name, digest and the reference to pull of a base; a tag alone is refused, because it can move."""
+    if image.manifest is None:
+        raise errors.BadInput(
+            f"{image.reference}: no digest is known for this image, and a tag can move",
+            hint=f"add its manifest digest to releases.{job.plan.target.release} in images/releases.yaml",
+        )
+    reference = job.catalog.mirrored(f"{image.repository}@{image.manifest.digest}")
+    with job.reporter.step(f"find {reference}"):
+        _require_base(job.engine, reference, image.reference)
+    return image.reference, image.manifest.digest, reference
 
 
 def _require_base(engine: Engine, reference: str, tagged: str) -> None:

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kiln import __version__, catalog, errors, plan, process, report
+from kiln.smoke.records import CheckResult, Finding, SmokeResult
+from kiln.tasks import namespace, program, show
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Edit = Callable[[str, str, str], None]
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+TARGET = ("--variant", "mxfp8", "--arch", "gfx942")
+TASKS = [
+    "build",
+    "check",
+    "engine.down",
+    "engine.status",
+    "engine.up",
+    "lint",
+    "lock.twin",
+    "plan",
+    "smoke",
+    "test",
+]
+NEXT = "\n  next: kiln --list, or kiln TASK --help\n"
+
+
+@pytest.fixture(autouse=True)
+def in_the_copy(catalog_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(catalog_copy)
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)  # Invoke changes it
+
+
+def kiln(*argv: str) -> process.Result:
+    """Run the program as a person does."""
+    return process.run(process.python("-m", "kiln", *argv), env=os.environ | {"PYTHONPATH": str(SOURCE)})
+
+
+class Ran:
+    """Runs the program in this process: (exit code, stdout, stderr)."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *argv: str) -> tuple[int, str, str]:
+        made = program.KilnProgram(name="Kiln", binary="kiln", version=__version__, namespace=namespace())
+        code: object = 0
+        try:
+            made.run(["kiln", *argv])
+        except SystemExit as end:
+            code = end.code
+        assert isinstance(code, int)
+        return code, *self._capsys.readouterr()
+
+
+@pytest.fixture
+def ran(capsys: pytest.CaptureFixture[str]) -> Ran:
+    return Ran(capsys)
+
+
+def expected_plan(root: Path) -> dict[str, object]:
+    made = plan.make(catalog.load(root), variant="mxfp8", arch="gfx942")
+    found = json.loads(report.as_json(made.as_data()))
+    assert isinstance(found, dict)
+    return found
+
+
+# as a person runs it
+
+
+def test_plan_as_json_is_json_and_nothing_else(catalog_copy: Path) -> None:
+    found = kiln("plan", *TARGET, "--json")
+    assert (found.code, found.stderr) == (0, "")
+    assert json.loads(found.stdout) == expected_plan(catalog_copy)
+
+
+def test_a_wrong_catalog_is_exit_code_2_and_one_message(edit: Edit) -> None:
+    edit("patches/series.yaml", "order:", "ordr:")
+    assert kiln("plan", *TARGET, "--json") == process.Result(
+        code=2,
+        stdout="",
+        stderr=(
+            "✗ patches/series.yaml: order: missing\n"
+            "patches/series.yaml: ordr: unknown key 'ordr'; did you mean 'order'?\n"
+        ),
+    )
+
+
+# the same program, in this process
+
+
+def test_list_names_every_task(ran: Ran) -> None:
+    code, out, err = ran("--list")
+    assert (code, err) == (0, "")
+    assert sorted(line.split()[0] for line in out.splitlines() if line.startswith("  ") and line[2] != " ") == TASKS
+
+
+def test_every_flag_is_explained() -> None:
+    """In a process of its own, because Invoke forgets the help of a flag once it was asked for."""
+    found = kiln("build", "--help")
+    assert (found.code, found.stderr) == (0, "")
+    assert found.stdout.startswith("Usage: kiln [--core-opts] build ")
+    flags = [line for line in found.stdout.splitlines() if line.startswith("  -")]
+    assert len(flags) == 7
+    assert not [line for line in flags if len(line.strip().split("  ")) < 2], "a flag without a word of help"
+
+
+def test_version(ran: Ran) -> None:
+    assert ran("--version") == (0, f"Kiln {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("plna",), "✗ unknown task 'plna'; did you mean 'plan'?"),
+        (("zzzzz",), f"✗ unknown task 'zzzzz'; known: {', '.join(TASKS)}"),
+        (("plan", "--varian", "mxfp8"), "✗ unknown option --varian"),
+        (("--nosuch",), "✗ unknown option --nosuch"),
+        (("plan", "-q"), "✗ unknown option -q"),
+    ],
+)
+def test_a_mistyped_command_line_is_exit_code_2(ran: Ran, argv: tuple[str, ...], message: str) -> None:
+    assert ran(*argv) == (2, "", message + NEXT)
+
+
+def test_a_flag_without_its_value_is_exit_code_2(ran: Ran) -> None:
+    code, out, err = ran("plan", "--variant")
+    assert (code, out) == (2, "")
+    assert "needed value and was not given one" in err
+    assert err.endswith(NEXT)
+
+
+def test_plan_without_a_target_asks_for_one(ran: Ran) -> None:
+    code, out, err = ran("plan")
+    assert (code, out) == (2, "")
+    assert err.startswith("✗ --variant is missing; known: bf16, mxfp8, nvfp4, mxfp4\n--arch is missing; known: gfx942")
+    assert err.endswith("\n  next: see what there is: ./inv plan --list\n")
+
+
+def test_a_target_that_cannot_be_is_refused_before_anything_is_done(ran: Ran) -> None:
+    refused = "✗ nvfp4 cannot run on gfx942; it runs on: sm100 (b200, gb200); sm103 (b300, gb300)\n"
+    for task in ("plan", "build", "smoke"):
+        assert ran(task, "--variant", "nvfp4", "--arch", "gfx942", "--json") == (2, "", refused)
+
+
+def test_plan_for_a_person(ran: Ran) -> None:
+    code, out, err = ran("plan", *TARGET)
+    assert (code, err) == (0, "")
+    rows = {line.split("  ")[0]: line.rsplit("  ", 1)[-1].strip() for line in out.splitlines() if "  " in line}
+    assert rows["target"] == "minimax-m3-mxfp8-gfx942-0.31.0"
+    assert rows["arch"] == "gfx942 (mi300x)"
+    assert rows["patch gfx942-index-topk-pin"] == "edition 0.31.0: One index top-k tile on gfx942"
+    assert rows["--tensor-parallel-size 8"] == "strategy.single_node_tp"
+    assert rows["VLLM_USE_BREAKABLE_CUDAGRAPH=0"] == "hardware_overrides.amd"
+    assert "\x1b" not in out
+
+
+def test_plan_of_a_release_without_digest_and_twin_says_so(ran: Ran) -> None:
+    code, out, _ = ran("plan", *TARGET, "--release", "0.33.0")
+    assert code == 0
+    rows = {line.split("  ")[0]: line.rsplit("  ", 1)[-1].strip() for line in out.splitlines() if "  " in line}
+    assert rows["digest"] == "unknown: a build refuses a bare tag"
+    assert rows["twin"] == "none: no CPU wheel of this release has been published yet"
+
+
+def test_plan_list(ran: Ran, catalog_copy: Path) -> None:
+    code, out, err = ran("plan", "--list", "--json")
+    assert (code, err) == (0, "")
+    names = ("model", "variant", "arch", "release")
+    targets = list(plan.possible(catalog.load(catalog_copy)))
+    assert json.loads(out) == [dict(zip(names, target, strict=True)) for target in targets]
+    code, out, err = ran("plan", "--list")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 1 + len({target[:3] for target in targets})
+    assert "MiniMaxAI/MiniMax-M3  nvfp4    sm100   0.24.0, 0.31.0, 0.33.0" in out.splitlines()
+
+
+def test_lint(ran: Ran, edit: Edit) -> None:
+    assert ran("lint") == (0, "the catalog holds together: 2 patches, 39 targets\n", "")
+    edit("patches/m3-stream-first-delta/patch.yaml", '">=0.27.0"', '">=0.24.0"')
+    code, out, err = ran("lint")
+    assert (code, out) == (2, "")
+    assert "m3-stream-first-delta: needed on 0.24.0" in err
+
+
+def test_a_dry_run_rehearses_and_builds_nothing(ran: Ran, toy_catalog: Path) -> None:
+    loaded = catalog.load(toy_catalog)
+    held = loaded.state / "wheels" / loaded.releases.releases["0.31.0"].wheel.sha256 / "vllm/toy.py"
+    held.parent.mkdir(parents=True)
+    held.write_bytes(b"# one\n# two\n# three\nWORD = 'before'\n# five\n# six\n# seven\n")
+    code, out, err = ran("build", *TARGET, "--dry-run", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == expected_plan(toy_catalog)
+    assert not (toy_catalog / "build").exists()
+    held.write_bytes(b"WORD = 'other'\n")
+    code, out, err = ran("build", *TARGET, "--dry-run")
+    assert (code, out) == (5, "")
+    assert "patch toy: " in err
+    assert "  next: nothing was built; compare patches/toy/0.31.0.patch with patch.yaml" in err
+
+
+def test_a_twin_of_a_release_that_has_none_is_refused(ran: Ran) -> None:
+    code, out, err = ran("build", *TARGET, "--release", "0.33.0", "--twin", "--dry-run")
+    assert (code, out) == (2, "")
+    assert err.startswith("✗ release 0.33.0 has no twin: no CPU wheel of this release has been published yet\n  next: ")
+
+
+def test_locking_a_twin_of_an_unknown_release(ran: Ran) -> None:
+    code, out, err = ran("lock.twin", "--release", "0.33.0")
+    assert (code, out) == (2, "")
+    assert err == "✗ unknown release with a twin '0.33.0'; did you mean '0.31.0'?\n"
+
+
+def test_an_interrupt_is_exit_code_130(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "make", interrupted)
+    assert ran("plan", *TARGET) == (130, "", "interrupted; what was started has been removed\n")
+
+
+def test_a_bug_keeps_its_traceback(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "make", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ran("plan", *TARGET)
+
+
+# what a smoke run prints
+
+
+def smoke(*checks: CheckResult) -> SmokeResult:
+    return SmokeResult(image="sha256:" + "0" * 64, puppet="p", started="", seconds=1.5, checks=checks)
+
+
+PASSED = CheckResult(tier="replay", name="streams", status="passed", seconds=0.5)
+FAILED = CheckResult(tier="serve", name="tools", status="failed", findings=(Finding(where="call", problem="lost"),))
+NOT_RUN = CheckResult(tier="device", name="fast path", status="not_run", reason="no GPU")
+
+
+def test_a_smoke_run_that_passed(capsys: pytest.CaptureFixture[str]) -> None:
+    show.show_smoke(smoke(PASSED, NOT_RUN), Path("e.json"), json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "tier    check      verdict",
+        "replay  streams    passed   0.50s",
+        "device  fast path  NOT_RUN  no GPU",
+        "1 passed, 0 FAILED, 1 NOT_RUN on sha256:000000000000 in 1.5 s; evidence: e.json",
+    ]
+
+
+@pytest.mark.parametrize("checks", [(PASSED, FAILED), (NOT_RUN,), ()])
+def test_a_smoke_run_that_did_not_pass_is_exit_code_7(
+    checks: tuple[CheckResult, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(errors.SmokeFailed) as caught:
+        show.show_smoke(smoke(*checks), Path("e.json"), json=True)
+    assert caught.value.exit_code == 7
+    assert json.loads(capsys.readouterr().out)["passed"] is False
