@@ -157,7 +157,9 @@ def _hardware(arches: Mapping[str, records.Arch], spec: records.Variant, variant
             if product in spec.supported_hardware:
                 return arch, product
     able = "; ".join(f"{arch} ({', '.join(products)})" for arch, products in _arches(arches, spec).items())
-    raise errors.BadInput(f"{variant} cannot run on {asked}; it runs on: {able}")
+    raise errors.BadInput(
+        f"{variant} cannot run on {asked}; it runs on: {able}", hint="see every target there is: ./inv plan --list"
+    )
 
 
 def _arches(arches: Mapping[str, records.Arch], spec: records.Variant) -> dict[str, list[str]]:
@@ -185,7 +187,7 @@ def _pins(pins: records.ReleasePins, arch: records.Arch) -> Iterator[tuple[str, 
     stack = pins.rocm if arch.vendor == "amd" else pins.cuda
     yield "vllm_commit", pins.commit
     for name, value in stack.model_dump(exclude={"image"}, exclude_none=True).items():
-        yield name, str(value)
+        yield name, str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _series(catalog: Catalog, target: Target) -> Iterator[PatchUse]:

@@ -32,6 +32,7 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 Release = Annotated[Text, AfterValidator(_version)]
 Specifier = Annotated[Text, AfterValidator(_specifier)]
 Path = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+.-][A-Za-z0-9_+./-]*$"), AfterValidator(_contained)]
+WheelFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+-[A-Za-z0-9_.+!]+-[A-Za-z0-9_.-]+\.whl$")]
 Vendor = Literal["amd", "nvidia"]
 
 
@@ -62,7 +63,7 @@ class WheelPin(Record):
     """A wheel by file name and content hash, on the configured package index or on the `index` that alone has it."""
 
     project: Name
-    file: Text
+    file: WheelFile
     sha256: Sha256
     index: Text | None = None
 

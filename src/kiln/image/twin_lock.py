@@ -25,7 +25,7 @@ def write(catalog: Catalog, release: str) -> Path:
     pins = catalog.releases.releases.get(release)
     if not (pins and pins.twin):
         with_twin = [name for name, each in catalog.releases.releases.items() if each.twin]
-        raise errors.BadInput(f"{errors.unknown('release with a twin', release, with_twin)}")
+        raise errors.BadInput(f"release {release} has no twin to lock; releases with one: {', '.join(with_twin)}")
     target = catalog.root / pins.twin.requirements
     return files.write(target, lock(target.with_suffix(".in"), pins.twin.python))
 

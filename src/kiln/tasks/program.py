@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -44,13 +46,17 @@ class KilnProgram(Program):
             sys.exit(_INTERRUPTED)
 
     def _near(self, message: str) -> str:
-        """Add the nearest task name to Invoke's "No idea what 'x' is!"."""
+        """Say Invoke's parse errors in the words of a command line."""
+        if needs_value := re.match(r"Flag <Argument: (\w+).*needed value", message):
+            return f"--{needs_value[1].replace('_', '-')} needs a value"
         if not message.startswith("No idea what"):
             return message
         name = message.split("'")[1]
         if name.startswith("-"):
-            return f"unknown option {name}"
-        return errors.unknown("task", name, self.collection.task_names)
+            flags = {flag for context in self.parser.contexts.values() for flag in context.flags}
+            near = difflib.get_close_matches(name, flags, n=1)
+            return f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        return errors.unknown("task", name, self.collection.task_names) + " (arguments are flags: --variant mxfp8)"
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kiln import errors, report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
     from kiln.engine import Engine, Status
@@ -46,15 +46,16 @@ def show_plan(plan: Plan, *, json: bool) -> None:
     print(report.table(("served with", "because of"), [*flags, *env]))
 
 
-def show_targets(targets: Iterable[tuple[str, str, str, str]], *, json: bool) -> None:
-    """Print every target, one a line, releases joined."""
+def show_targets(targets: Iterable[tuple[str, str, str, str]], twins: Collection[str], *, json: bool) -> None:
+    """Print every target, releases joined; `twins` are the releases that have a twin."""
     names = ("model", "variant", "arch", "release")
     if json:
-        print(report.as_json([dict(zip(names, target, strict=True)) for target in targets]))
+        rows = [dict(zip(names, target, strict=True)) | {"twin": target[3] in twins} for target in targets]
+        print(report.as_json(rows))
         return
     grouped: dict[tuple[str, str, str], list[str]] = {}
     for model, variant, arch, release in targets:
-        grouped.setdefault((model, variant, arch), []).append(release)
+        grouped.setdefault((model, variant, arch), []).append(release + (" (twin)" if release in twins else ""))
     print(report.table((*names[:3], "releases"), [(*key, ", ".join(found)) for key, found in grouped.items()]))
 
 

@@ -37,7 +37,8 @@ def plan(
 
     loaded = catalog.load(catalog.find_root())
     if list:
-        show_targets(planning.possible(loaded), json=json)
+        twins = {name for name, pins in loaded.releases.releases.items() if pins.twin}
+        show_targets(planning.possible(loaded), twins, json=json)
     else:
         show_plan(planning.make(loaded, variant=variant, arch=arch, release=release, model=model), json=json)
 

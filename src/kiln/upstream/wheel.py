@@ -177,10 +177,13 @@ class _RangeFile(io.RawIOBase):
     def __init__(self, url: str, session: requests.Session) -> None:
         self._url, self._session = url, session
         self._position = 0
-        self.fetched_bytes = 0
         self._spans: list[tuple[int, bytes]] = []
         self._size = 0
         self._fetch(f"bytes=-{_TAIL_BYTES}")
+
+    @property
+    def fetched_bytes(self) -> int:
+        return sum(len(data) for _, data in self._spans)
 
     def prefetch(self, extents: Iterable[tuple[int, int]]) -> None:
         """Fetch sorted (start, end) extents, neighbours by one request, several requests at once."""
@@ -210,7 +213,6 @@ class _RangeFile(io.RawIOBase):
         if len(answer.content) != last - start + 1:
             raise errors.Missing("the package index serves other byte ranges than it says")
         self._spans.append((start, answer.content))
-        self.fetched_bytes += len(answer.content)
 
     def seekable(self) -> bool:
         return True
