@@ -67,7 +67,7 @@ def test_the_serve_command() -> None:
 @pytest.mark.parametrize("flag", ["--port=1", "--host", "--served-model-name"])
 def test_a_flag_of_our_own_is_refused(flag: str) -> None:
     with pytest.raises(errors.BadInput, match="sets this flag itself"):
-        server.serve_argv(server.ServeSpec(image=IMAGE, model=Path("/p"), flags=(flag, "x")))
+        server.serve_argv(server.ServeSpec(image=IMAGE.digest, model=Path("/p"), flags=(flag, "x")))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_phases_are_read_from_the_log(lines: int, phase: str) -> None:
 
 def result(*statuses: Status) -> SmokeResult:
     checks = tuple(CheckResult(tier="serve", name=f"c{i}", status=status) for i, status in enumerate(statuses))
-    return SmokeResult(image=IMAGE, puppet="", started="", seconds=0, checks=checks)
+    return SmokeResult(image=IMAGE.digest, puppet="", started="", seconds=0, checks=checks)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ MODEL = "/puppet"
 _LOG_LINES = 40
 _POLL_S = 0.2
 STOP_S = 10
+_REMOVE_S = 2  # for a run that was interrupted; a whole run has stopped its server before
 # what the smoke run decides itself: a recipe's flag of the same name would be silently doubled
 _OWN_FLAGS = ("--host", "--port", "--served-model-name")
 _TWIN_FLAGS = ("--distributed-executor-backend=uni", "--enforce-eager")
@@ -222,7 +223,7 @@ class _Server(DockerContainer):
         try:
             if self._container:
                 with contextlib.suppress(docker.errors.APIError):
-                    self._container.stop(timeout=STOP_S)
+                    self._container.stop(timeout=_REMOVE_S)
         finally:
             with contextlib.suppress(docker.errors.NotFound):
                 super().stop(*args, **options)
