@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from kiln import __version__, errors
 if TYPE_CHECKING:
     from invoke.parser.argument import Argument
 
-_INTERRUPTED = 130
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # 128 and the number of the signal
 
 
 class KilnProgram(Program):
@@ -41,6 +42,9 @@ class KilnProgram(Program):
             if error.message:
                 print(error.message, file=sys.stderr)
             sys.exit(error.code)
+        except BrokenPipeError:  # the reader, such as head, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(_BROKEN_PIPE)
         except KeyboardInterrupt:
             print("interrupted; what was started has been removed", file=sys.stderr)
             sys.exit(_INTERRUPTED)

@@ -10,16 +10,17 @@ if TYPE_CHECKING:
     from invoke.context import Context
 
 
-@command()
-def lint(_: Context) -> None:
+@command(help={"json": "print the findings as JSON"})
+def lint(_: Context, *, json: bool = False) -> None:
     """Check recipes, patches and images, and list every finding at once."""
     from kiln import catalog, plan
+    from kiln import lint as linting
+    from kiln.tasks.show_patch import show_findings
 
     loaded = catalog.load(catalog.find_root())
-    targets = list(plan.possible(loaded))
-    for model, variant, arch, release in targets:
-        plan.make(loaded, model=model, variant=variant, arch=arch, release=release)
-    print(f"the catalog holds together: {len(loaded.patches)} patches, {len(targets)} targets")
+    targets = len(list(plan.possible(loaded)))
+    clean = f"the catalog holds together: {len(loaded.patches)} patches, {targets} targets"
+    show_findings(linting.everything(loaded), clean, json=json)
 
 
 @command()

@@ -9,7 +9,7 @@ from kiln.tasks.command import command
 if TYPE_CHECKING:
     from invoke.context import Context
 
-_TARGET = {
+TARGET = {
     "variant": "quantised form of the model: bf16, mxfp8, nvfp4, mxfp4",
     "arch": "GPU architecture or product: gfx942, gfx950, sm90, sm100, sm103, mi300x, b200, ...",
     "release": "vLLM release; default: default_release of images/releases.yaml",
@@ -19,7 +19,7 @@ _TARGET = {
 _TWIN = {"twin": "the CPU-only image of the target: same release, same series, no GPU"}
 
 
-@command(help=_TARGET | {"list": "list every target there is"})
+@command(help=TARGET | {"list": "list every target there is"})
 def plan(
     _: Context,
     *,
@@ -43,7 +43,7 @@ def plan(
         show_plan(planning.make(loaded, variant=variant, arch=arch, release=release, model=model), json=json)
 
 
-@command(help=_TARGET | _TWIN | {"dry_run": "rehearse the series and print the plan; build nothing"})
+@command(help=TARGET | _TWIN | {"dry_run": "rehearse the series and print the plan; build nothing"})
 def build(
     _: Context,
     *,
@@ -71,7 +71,7 @@ def build(
         show_receipt(building.run(loaded, chosen, twin=twin, reporter=Reporter(quiet=json)), json=json)
 
 
-@command(help=_TARGET | _TWIN)
+@command(help=TARGET | _TWIN)
 def smoke(
     _: Context,
     *,

@@ -1,0 +1,98 @@
+"""Tasks over patches: apply, verify and revert them on an installed vLLM, explain and check them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kiln.tasks.command import command
+from kiln.tasks.target import TARGET
+
+if TYPE_CHECKING:
+    from invoke.context import Context
+
+    from kiln.trees import Verb
+
+_JSON = {"json": TARGET["json"]}
+_ENGINE = TARGET | {
+    "root": "the tree: a venv, or its site-packages",
+    "container": "the tree: a running container, by name or id",
+    "image": "the tree: an image, for verify and status; nothing in it is changed",
+    "series": "folder with series.json; default: the series of --variant and --arch",
+    "release": "vLLM release; default: the one that the tree holds",
+}
+
+
+def _engine(verb: Verb, sentence: str) -> Any:
+    """Return the task for one verb of the patch engine."""
+
+    def body(
+        _: Context,
+        *,
+        root: str = "",
+        container: str = "",
+        image: str = "",
+        series: str = "",
+        variant: str = "",
+        arch: str = "",
+        release: str = "",
+        model: str = "",
+        json: bool = False,
+    ) -> None:
+        from kiln import catalog, trees
+        from kiln.tasks.show_patch import show_answer
+
+        where = trees.Where(root=root, container=container, image=image)
+        wanted = trees.Wanted(folder=series, variant=variant, arch=arch, release=release, model=model)
+        show_answer(trees.run(verb, where, wanted, catalog.load(catalog.find_root())), json=json)
+
+    body.__name__, body.__doc__ = verb, sentence
+    return command(help=_ENGINE)(body)
+
+
+apply = _engine("apply", "Apply a series to an installed vLLM: all files of all patches, or none.")
+verify = _engine("verify", "Check an installed vLLM by content hash, RECORD and bytecode too; writes nothing.")
+revert = _engine("revert", "Take the applied series out again: every file as the wheel installed it.")
+status = _engine("status", "Say what each patch and file of an installed vLLM is; writes nothing, exit code 0.")
+
+
+@command(help={"id_": "id of the patch: the name of its folder in patches/"} | _JSON)
+def explain(_: Context, *, id_: str = "", json: bool = False) -> None:
+    """Say why a patch exists, where it is needed, what is lost without it, and what evidence carries it."""
+    from kiln import catalog
+    from kiln import explain as explaining
+    from kiln.tasks.show_patch import show_explanation
+
+    show_explanation(explaining.make(catalog.load(catalog.find_root()), id_), json=json)
+
+
+@command(help=_JSON)
+def lint(_: Context, *, json: bool = False) -> None:
+    """Check every patch, and make every edition again from the release's real files."""
+    from kiln import catalog
+    from kiln import lint as linting
+    from kiln.tasks.show_patch import show_findings
+
+    loaded = catalog.load(catalog.find_root())
+    clean = f"nothing found: {len(loaded.patches)} patches, every edition as git makes it from the release's files"
+    show_findings(linting.patches(loaded), clean, json=json)
+
+
+@command(help=TARGET | {"out": "folder that gets kiln-patch.pyz and series/"})
+def pack(
+    _: Context,
+    *,
+    variant: str = "",
+    arch: str = "",
+    release: str = "",
+    model: str = "",
+    out: str = "",
+    json: bool = False,
+) -> None:
+    """Write the patch engine and a target's series into a folder, for a node or pod to apply at start."""
+    from kiln import catalog, trees
+    from kiln import plan as planning
+    from kiln.tasks.show_patch import show_pack
+
+    loaded = catalog.load(catalog.find_root())
+    chosen = planning.make(loaded, variant=variant, arch=arch, release=release, model=model)
+    show_pack(trees.pack(chosen, loaded, out), json=json)
