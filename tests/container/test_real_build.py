@@ -1,4 +1,4 @@
-"""The real build path on a base that looks like the official ROCm image, from a mirror on the local registry."""
+"""The real build path on a base that looks like the official images, from a mirror on the local registry."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Lookalike:
     def adopt(self, root: Path) -> None:
         path = root / "images/releases.yaml"
         releases = yaml.safe_load(path.read_text())
-        releases["releases"]["0.31.0"]["rocm"]["image"]["manifest"]["digest"] = self.digest
+        for stack in ("rocm", "cuda"):
+            releases["releases"]["0.31.0"][stack]["image"]["manifest"]["digest"] = self.digest
         path.write_text(yaml.safe_dump(releases))
         (root / "kiln.yaml").write_text(f"mirrors:\n  docker.io/vllm: {self.registry}/vllm\n")
 
@@ -80,7 +81,7 @@ def lookalike(
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
         root = base.ensure("base", real_catalog.state / "bases", QUIET)
-        image = f"{real_engine.registry}/vllm/vllm-openai-rocm:v0.31.0"
+        names = (f"{real_engine.registry}/vllm/vllm-openai{suffix}:v0.31.0" for suffix in ("", "-rocm"))
         process.ask(
             (
                 real_engine.docker,
@@ -89,7 +90,7 @@ def lookalike(
                 f"--build-context=base={root.context}",
                 "--provenance=false",
                 f"--network={real_engine.build_network}",
-                f"--output=type=image,name={image},push=true",
+                f'--output=type=image,"name={",".join(names)}",push=true',
                 f"--metadata-file={folder}/metadata.json",
                 str(folder),
             ),
@@ -101,15 +102,18 @@ def lookalike(
     return make
 
 
+@pytest.mark.parametrize("case", [("gfx942", "rocm"), ("sm100", "cuda")], ids="-".join)
 def test_the_series_is_applied_on_the_official_layout(
+    case: tuple[str, str],
     lookalike: Callable[[dict[str, bytes]], Lookalike],
     edited: Callable[[Callable[[Path], None]], Catalog],
     client: docker.DockerClient,
 ) -> None:
     made = edited(lookalike({}).adopt)
-    target = plan.make(made, variant="mxfp8", arch="gfx942")
+    arch, kind = case
+    target = plan.make(made, variant="mxfp8", arch=arch)
     receipt = build.run(made, target, twin=False, reporter=QUIET)
-    assert receipt.kind == "rocm"
+    assert receipt.kind == kind
     assert receipt.base == target.image.digest
     for use in target.series:
         for path, _, post in use.files:
