@@ -11,7 +11,7 @@ from packaging.version import Version
 from kiln import errors, recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from kiln.catalog import Catalog, records
 
@@ -131,6 +131,36 @@ def possible(catalog: Catalog) -> Iterator[tuple[str, str, str, str]]:
                         yield model, variant, arch, release
 
 
+def needed(catalog: Catalog, *, model: str, variant: str, arch: str, release: str) -> tuple[records.Patch, ...]:
+    """Return the patches that are bound to a target, in order, whether or not they have an edition for its release."""
+    patches = (catalog.patches[patch_id] for patch_id in catalog.order)
+    return tuple(
+        patch
+        for patch in patches
+        if (not patch.applies.models or model in patch.applies.models)
+        and (not patch.applies.variants or variant in patch.applies.variants)
+        and (not patch.applies.arches or arch in patch.applies.arches)
+        and covers(patch.applies, release)
+    )
+
+
+def covers(applies: records.Applies, release: str) -> bool:
+    """Say whether a patch is needed on a release."""
+    return SpecifierSet(applies.releases).contains(release, prereleases=True)
+
+
+def clashes(patches: Sequence[records.Patch]) -> Iterator[str]:
+    """Yield what keeps these patches from being one series, both patches named."""
+    present = [patch.id for patch in patches]
+    for patch in patches:
+        for other in patch.conflicts:
+            if other in present:
+                yield f"patches/{patch.id}: conflicts with {other}, and the series needs both"
+        for other in patch.requires:
+            if other not in present:
+                yield f"patches/{patch.id}: requires {other}, which the series does not hold"
+
+
 def _unknown(catalog: Catalog, *, model: str, variant: str, arch: str, release: str) -> Iterator[str]:
     arches = catalog.releases.arches
     products = {product for record in arches.values() for product in record.products}
@@ -191,33 +221,26 @@ def _pins(pins: records.ReleasePins, arch: records.Arch) -> Iterator[tuple[str, 
 
 
 def _series(catalog: Catalog, target: Target) -> Iterator[PatchUse]:
-    for patch_id in catalog.order:
-        patch = catalog.patches[patch_id]
-        if not _needed(patch.applies, target):
-            continue
+    patches = needed(catalog, model=target.model, variant=target.variant, arch=target.arch, release=target.release)
+    if problems := list(clashes(patches)):
+        raise errors.BadInput(
+            "\n".join(f"{target.slug}: {problem}" for problem in problems),
+            hint="edit applies, requires or conflicts of these patches: ./inv patch.explain --id ID",
+        )
+    for patch in patches:
         if target.release not in patch.editions:
             raise errors.BadInput(
-                f"patches/{patch_id}: needed on {target.release} for {target.slug}, but it has no edition for it",
+                f"patches/{patch.id}: needed on {target.release} for {target.slug}, but it has no edition for it",
                 hint=f"editions exist for: {', '.join(patch.editions) or 'none'}; pick one with --release",
             )
         edition = patch.editions[target.release]
         yield PatchUse(
-            id=patch_id,
+            id=patch.id,
             title=patch.title,
             edition=target.release,
             sha256=edition.sha256,
             files=tuple((path, hashes.pre, hashes.post) for path, hashes in sorted(edition.files.items())),
         )
-
-
-def _needed(applies: records.Applies, target: Target) -> bool:
-    """Say whether a patch is bound to this target: by model, variant, arch and release, never by launch script."""
-    return (
-        (not applies.models or target.model in applies.models)
-        and (not applies.variants or target.variant in applies.variants)
-        and (not applies.arches or target.arch in applies.arches)
-        and SpecifierSet(applies.releases).contains(target.release, prereleases=True)
-    )
 
 
 def _files(use: PatchUse) -> list[dict[str, str | None]]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import runpy
 import sys
 import zipfile
 from pathlib import Path
@@ -148,3 +149,38 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "kiln-patch.pyz apply --series /opt/kiln/series --fresh" in text
     assert "exit codes:" in text
+
+
+def test_fresh_and_a_copy_of_the_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, wanted = folders(tmp_path)
+    copy = tmp_path / "opt/ledger.json"
+    assert cli.main(("apply", root, wanted, "--fresh", f"--copy-ledger={copy}")) == 0
+    assert cli.main(("apply", root, wanted, f"--copy-ledger={copy}")) == 0
+    assert copy.read_bytes() == plan.plan(three(), Memory(FILES)).ledger
+    assert cli.main(("apply", root, wanted, "--fresh")) == 5
+    assert "next: --fresh: this was applied before" in capsys.readouterr().err
+
+
+def test_what_a_killed_run_left_is_told_file_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, wanted = folders(tmp_path)
+    step = {"path": "vllm/a.py", "pre": "0" * 64, "post": "1" * 64}
+    value = {"schema": 1, "steps": [step], "made": [], "gone": [], "times": {}, "epoch": None}
+    (tmp_path / "root" / INFO / "kiln-journal.json").write_text(json.dumps(value))
+    assert cli.main(("status", root)) == 0
+    assert "HALF_APPLIED       vllm/a.py" in capsys.readouterr().out
+    assert cli.main(("apply", root, wanted)) == 5
+    err = capsys.readouterr().err
+    assert "HALF_APPLIED       vllm/a.py" in err
+    assert "next: reinstall the package" in err
+    assert cli.main(("revert", root, "--json")) == 5
+    assert json.loads(capsys.readouterr().out)["error"]["files"][0]["path"] == "vllm/a.py"
+
+
+def test_the_module_starts_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kiln-patch", "revert", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("kiln.patching", run_name="__main__")
+    assert caught.value.code == 0
+    assert "Deleted files come back with their modes" in capsys.readouterr().out

@@ -261,3 +261,42 @@ def test_t51_any_mix_of_diff_lines_is_read_or_refused(lines: list[bytes]) -> Non
         return
     assert files
     assert all(file.hunks for file in files)
+
+
+LAST = b"--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n a\n-b\n+c\n\\ No newline at end of file\n"
+MADE = b"--- /dev/null\n+++ b/x\n"
+GONE = b"--- a/x\n+++ /dev/null\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (GOOD.replace(b"index", b"new file mode 100644\nindex"), "disagree"),
+        (LAST + b"@@ -5,2 +5,2 @@\n a\n-b\n+c\n", "follows the end"),
+        (MADE + b"@@ -1 +1 @@\n-a\n+b\n", "creates the file, yet"),
+        (GONE + b"@@ -1 +1 @@\n-a\n+b\n", "deletes the file, yet"),
+        (MADE + b"@@ -0,0 +1 @@\n+a\n@@ -0,0 +2 @@\n+b\n", "one hunk"),
+        (MADE + b"@@ -3,0 +4 @@\n+a\n", "one hunk"),
+        (b"--- vllm/a.py\n" + LAST[LAST.index(b"+++") :], "starts with a/"),
+        (b"--- a/x\n+++ b/x\n@@ -0,2 +1,2 @@\n a\n-b\n+c\n", "no line 0"),
+        (b"--- a/x\n+++ b/x\n@@ -1,2 +0,2 @@\n a\n-b\n+c\n", "no line 0"),
+        (LAST + b"\\ No newline at end of file\n", "out of place"),
+        (b"--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n\\ No newline at end of file\n a\n-b\n+c\n", "end-of-file marker"),
+        (b"--- a/x\n+++ b/x\n@@ -1,0 +1,0 @@\n", "changes nothing"),
+        (GOOD.replace(b"vllm/a.py", b"vllm/" + b"d/" * 50 + b"a.py"), "too long"),
+        (GOOD + GOOD.replace(b"vllm/a.py", b"vllm/a.py/b.py"), "lies below vllm/a.py"),
+    ],
+)
+def test_t48_what_does_not_hold_together(data: bytes, cause: str) -> None:
+    assert cause in refused(data)
+
+
+def test_a_diff_taken_back_is_the_diff_the_other_way() -> None:
+    before = b"1\n2\n3\n4\n5\n6\n7\n8\n9\n10"
+    after = b"0\n1\n2\n3\n4\n5\n6\n7\n8\nnine\nten\n"
+    (there,) = diff.parse(diff_of({P: before}, {P: after}), "x")
+    assert hunks.fit(there, before) == after
+    assert hunks.fit(there.back(), after) == before
+    assert there.back().back() == there
+    (made,) = diff.parse(diff_of({}, {P: b"1\n"}), "x")
+    assert (made.back().deleted, hunks.fit(made.back(), b"1\n")) == (True, None)

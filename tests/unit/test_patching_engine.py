@@ -4,6 +4,7 @@ import json
 import os
 import py_compile
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def test_t08_apply_writes_all_files_the_ledger_and_nothing_else(tmp_path: Path) 
     root = wheel(tmp_path)
     assert engine.apply(three(), root).outcome is Outcome.APPLIED
     assert contents(tmp_path) == after_three()
-    assert sorted(path.name for path in (tmp_path / INFO).iterdir()) == ["METADATA", "RECORD", "kiln-ledger.json"]
+    names = sorted(path.name for path in (tmp_path / INFO).iterdir())
+    assert names == ["METADATA", "RECORD", "kiln-ledger.json", "kiln-undo"]
     assert engine.verify(root, three()).outcome is Outcome.ALREADY_APPLIED
     assert engine.verify(root).outcome is Outcome.ALREADY_APPLIED
 
@@ -83,7 +85,7 @@ def test_record_stays_true_and_otherwise_as_it_was(tmp_path: Path) -> None:
         for line in before
         if not line.startswith("vllm/old.py")
     ]
-    added = {f"{INFO}/kiln-ledger.json": (tmp_path / INFO / "kiln-ledger.json").read_bytes()}
+    added = {f"{INFO}/{name}": (tmp_path / INFO / name).read_bytes() for name in ("kiln-ledger.json", "kiln-undo")}
     added["vllm/sub/new/d.py"] = merged["vllm/sub/new/d.py"]
     assert after == [*expected, *(record_line(path, data) for path, data in sorted(added.items()))]
 
@@ -156,6 +158,7 @@ def test_t63_times_of_folders_are_kept_and_of_changed_files_are_now(tmp_path: Pa
     assert new == {"vllm/a.py", "vllm/b.py", "vllm/sub/new", "vllm/sub/new/d.py"} | {
         f"{INFO}/RECORD",
         f"{INFO}/kiln-ledger.json",
+        f"{INFO}/kiln-undo",
     }
     assert old | new == snapshot(tmp_path).keys()
 
@@ -343,3 +346,96 @@ def test_copies_where_links_are_not_possible(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Path, "hardlink_to", no_links)
     assert engine.apply(series_of(("three", B1)), wheel(tmp_path)).outcome is Outcome.APPLIED
     assert contents(tmp_path) == {**FILES, **B1}
+
+
+def test_a_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    root = wheel(tmp_path, {path: data for path, data in FILES.items() if path != "vllm/b.py"})
+    (tmp_path / "vllm/b.py").mkdir()
+    with pytest.raises(errors.BadPath, match="not a regular file"):
+        engine.apply(three(), root)
+
+
+def test_t82_a_name_that_this_python_cannot_say_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {**FILES, "vllm/\u00e4.py": b"x = 1\n"}
+    root = wheel(tmp_path, files)
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
+    with pytest.raises(errors.BadPath, match="iso8859-1"):
+        engine.apply(series_of(("umlaut", {"vllm/\u00e4.py": b"y = 1\nx = 1\n"}), files=files), root)
+
+
+@pytest.mark.parametrize("data", ["Name: vllm\n\n", "Name: vllm\n\nVersion: 0.31.0\n"])
+def test_t67_metadata_without_a_version(tmp_path: Path, data: str) -> None:
+    root = wheel(tmp_path)
+    (root.metadata / "METADATA").write_text(data)
+    with pytest.raises(errors.BadRoot, match="no Version"):
+        roots.find("vllm", root=tmp_path)
+
+
+def test_t67_metadata_behind_a_link(tmp_path: Path) -> None:
+    root = wheel(tmp_path / "root")
+    root.metadata.rename(tmp_path / INFO)
+    root.metadata.symlink_to(tmp_path / INFO)
+    with pytest.raises(errors.BadRoot, match="not a directory of its own"):
+        roots.find("vllm", root=tmp_path / "root")
+
+
+def test_record_quotes_a_name_with_a_comma(tmp_path: Path) -> None:
+    files = {**FILES, 'vllm/a,"b".txt': b"1\n2\n"}
+    root = wheel(tmp_path, {path: data for path, data in files.items() if "," not in path})
+    (tmp_path / 'vllm/a,"b".txt').write_bytes(b"1\n2\n")
+    engine.apply(series_of(("comma", {'vllm/a,"b".txt': b"1\n3\n"}), files=files), root)
+    assert '"vllm/a,""b"".txt",sha256=' in (root.metadata / "RECORD").read_text()
+    assert engine.verify(root).outcome is Outcome.ALREADY_APPLIED
+
+
+def test_t63_somebody_who_is_not_root_sets_no_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "not root")
+
+    root = wheel(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "fchown", refuse)
+    assert engine.apply(three(), root).outcome is Outcome.APPLIED
+
+
+def test_t63_attributes_of_the_system_are_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = wheel(tmp_path)
+    monkeypatch.setattr(os, "listxattr", lambda *_, **__: ["security.selinux", "trusted.overlay.origin"])
+    assert engine.apply(three(), root).outcome is Outcome.APPLIED
+
+
+def test_t34_a_run_waits_until_the_other_one_ends(tmp_path: Path) -> None:
+    root = wheel(tmp_path)
+    ready, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with lock.held(root.metadata, wait_s=0):
+            ready.set()
+            done.wait(0.1)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    ready.wait()
+    assert engine.apply(three(), root, wait_s=20).outcome is Outcome.APPLIED
+    thread.join()
+
+
+def test_t64_bytecode_that_is_named_by_hash_or_damaged(tmp_path: Path) -> None:
+    root = wheel(tmp_path)
+    wanted = series_of(("one", {"vllm/b.py": FILES["vllm/b.py"].replace(b"b9 = 9\n", b"b9 = 8\n")}))
+    engine.apply(wanted, root)
+    for mode in (py_compile.PycInvalidationMode.CHECKED_HASH, py_compile.PycInvalidationMode.UNCHECKED_HASH):
+        compiled = Path(str(py_compile.compile(str(tmp_path / "vllm/b.py"), invalidation_mode=mode)))
+        assert engine.verify(root, wanted).outcome is Outcome.ALREADY_APPLIED
+    good = compiled.read_bytes()
+    for bad in (good[:16], good[:30], good[:16] + b"\xff"):
+        compiled.write_bytes(bad)
+        assert engine.verify(root, wanted).files[0].found == "holds other code than its source"
+
+
+def test_source_date_epoch_too_far_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = wheel(tmp_path)
+    for text in ("9" * 5000, str(2**34 + 1)):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
+        with pytest.raises(errors.BadInput, match="too far away"):
+            engine.apply(three(), root)

@@ -151,7 +151,9 @@ def test_t90_a_patch_that_left_the_series_is_stale_residue() -> None:
         "two": Outcome.ALREADY_APPLIED,
         "three": Outcome.STALE_RESIDUE,
     }
-    assert "reinstall vllm==0.31.0" in report.hint
+    assert report.hint.endswith("kiln-patch.pyz revert && kiln-patch.pyz apply --series DIR")
+    edited = planned(series_of(("one", A1)), {**after_three(), "vllm/b.py": b""}, held).report
+    assert "reinstall vllm==0.31.0" in edited.hint
 
 
 def test_t91_an_edition_that_changed_after_it_was_applied() -> None:
@@ -287,3 +289,44 @@ def test_a_series_that_puts_a_file_back_still_says_whether_it_is_applied() -> No
     found = planned(wanted, FILES)
     assert {write.path for write in found.writes} == set(B1)
     assert planned(wanted, {**FILES, **B1}, found.ledger).report.outcome is Outcome.ALREADY_APPLIED
+
+
+def test_a_module_with_a_nul_byte_is_a_conflict() -> None:
+    wanted = series_of(("nul", {"vllm/b.py": FILES["vllm/b.py"].replace(b"b9 = 9", b"b9 = '\x00'")}))
+    found = row(planned(wanted, FILES).report, "nul", "vllm/b.py")
+    assert (found.outcome, found.expected) == (Outcome.CONFLICT, "a module that compiles")
+    assert "null byte" in found.found
+
+
+def test_records_of_a_series_that_cannot_be() -> None:
+    one = three().patches[0]
+    change = one.files[0]
+    for wrong in (
+        lambda: replace(change, pre="ABC"),
+        lambda: replace(change, post=change.pre),
+        lambda: replace(one, id="One"),
+        lambda: replace(one, sha256="0"),
+        lambda: replace(one, files=()),
+        lambda: series.Series("vllm ", "0.31.0", (one,)),
+        lambda: series.Series("vllm", "0.31", (one, replace(one, id="other"))),
+    ):
+        with pytest.raises(errors.BadSeries):
+            wrong()
+
+
+def test_an_edition_does_what_the_index_says() -> None:
+    _, two, last = three().patches
+    with pytest.raises(errors.BadSeries, match=r"does not touch vllm/zzz\.py"):
+        replace(two, files=(*two.files, replace(two.files[0], path="vllm/zzz.py"))).diffs()
+    with pytest.raises(errors.BadSeries, match="created or deleted"):
+        replace(last, files=(last.files[0], replace(last.files[1], pre="0" * 64))).diffs()
+    with pytest.raises(errors.BadSeries, match=r"touches vllm/old\.py, which"):
+        replace(two, files=two.files[:1]).diffs()
+
+
+@pytest.mark.parametrize(("name", "size"), [("series.json", 3_000_000), ("one.patch", 9_000_000)])
+def test_t51_a_file_past_the_limit_is_refused(tmp_path: Path, name: str, size: int) -> None:
+    series.write_series(tmp_path, three())
+    (tmp_path / name).write_bytes(b" " * size)
+    with pytest.raises(errors.BadSeries, match="limit"):
+        series.read_series(tmp_path)

@@ -29,6 +29,8 @@ FILES = {
 A1 = {"vllm/a.py": FILES["vllm/a.py"].replace(b"a5 = 5\n", b"a5 = 55\n")}
 A2 = {"vllm/a.py": A1["vllm/a.py"].replace(b"a20 = 20\n", b"a20 = 'twenty'\n"), "vllm/old.py": None}
 B1 = {"vllm/b.py": FILES["vllm/b.py"].replace(b"b9 = 9\n", b"b9 = 99\n"), "vllm/sub/new/d.py": b"d = 1\n"}
+TOOL = b"#!/bin/sh\necho tool\n"
+WIDE_FILES = {**FILES, "vllm/tool.sh": TOOL, "vllm/data.txt": b"1\n2\n3\n4\n5"}
 
 
 def diff_of(before: Mapping[str, bytes], after: Mapping[str, bytes | None]) -> bytes:
@@ -69,6 +71,30 @@ def series_of(*steps: tuple[str, Mapping[str, bytes | None]], files: Mapping[str
 
 def three() -> Series:
     return series_of(("one", A1), ("two", A2), ("three", B1))
+
+
+def wide() -> Series:
+    """Return five patches over nine files: changed once and twice, made in new folders, deleted with a mode."""
+    a3 = {"vllm/a.py": (A2["vllm/a.py"] or b"").replace(b"a28 = 28\n", b"a28 = 28  # last\n")}
+    four = {"vllm/sub/c.py": FILES["vllm/sub/c.py"].replace(b"return 2", b"return 3"), "vllm/x/y/z.py": b"z = 1\n"}
+    five = {**a3, "vllm/tool.sh": None, "vllm/data.txt": b"1\n2\n3\n4\n5\n6\n"}
+    return series_of(("one", A1), ("two", A2), ("three", B1), ("four", four), ("five", five), files=WIDE_FILES)
+
+
+def wide_wheel(where: Path) -> roots.Root:
+    """Install what `wide` is for, with odd modes and with bytecode."""
+    root = wheel(where, WIDE_FILES)
+    for path, mode in {"vllm/tool.sh": 0o755, "vllm/b.py": 0o640, f"{INFO}/RECORD": 0o600}.items():
+        (where / path).chmod(mode)
+    compiled(where)
+    return root
+
+
+def compiled(where: Path) -> None:
+    """Put bytecode there, as a run of the package would."""
+    (where / "vllm/__pycache__").mkdir(exist_ok=True)
+    for name in ("a.cpython-312.pyc", "b.cpython-311.opt-1.pyc", "__init__.cpython-312.pyc"):
+        (where / "vllm/__pycache__" / name).write_bytes(b"old")
 
 
 def after_three() -> dict[str, bytes]:

@@ -203,6 +203,8 @@ class Probe(Record):
 
 
 class Patch(Record):
+    """`requires` and `conflicts` name patches that a series must, and must not, hold beside this one."""
+
     id: Name
     title: Text
     reason: Text
@@ -211,6 +213,8 @@ class Patch(Record):
     drop_when: Text
     applies: Applies
     probe: Probe
+    requires: tuple[Name, ...] = ()
+    conflicts: tuple[Name, ...] = ()
     editions: dict[Release, Edition] = {}
 
 

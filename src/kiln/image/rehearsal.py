@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kiln import errors
 from kiln.catalog import edition_path
+from kiln.image import second_opinion
 from kiln.patching import errors as patching_errors
 from kiln.patching import plan as patching
 from kiln.patching.outcomes import Outcome
@@ -33,7 +34,10 @@ class Rehearsal:
 
 
 def rehearse(plan: Plan, catalog: Catalog, source: records.WheelPin) -> Rehearsal:
-    """Apply the series in memory to the files of `source`; raises NotApplied that names patch, file and hunk."""
+    """Apply the series in memory to the files of `source`, and with git for a second opinion.
+
+    Raises NotApplied that names patch, file and hunk.
+    """
     paths = sorted({path for use in plan.series for path, _, _ in use.files})
     pristine = wheel.read(source, paths, cache=catalog.state / "wheels")
     try:
@@ -43,6 +47,8 @@ def rehearse(plan: Plan, catalog: Catalog, source: records.WheelPin) -> Rehearsa
         raise errors.NotApplied(f"{plan.target.slug}: {error.message}", hint=error.hint or _next_step(plan)) from error
     if series.patches and outcome.report.outcome is not Outcome.APPLIED:
         raise errors.NotApplied("\n".join(describe(outcome.report)), hint=_next_step(plan))
+    if series.patches:
+        second_opinion.compare(series, pristine, outcome.writes)
     return Rehearsal(series=series, ledger=outcome.ledger)
 
 

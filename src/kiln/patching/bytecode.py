@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import warnings
-from importlib.machinery import SourcelessFileLoader
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,6 +35,8 @@ def stale(tree: Directory, module: str, source: bytes | None) -> Iterator[tuple[
 
 
 def _problem(tree: Directory, path: str, module: str, source: bytes) -> str:
+    import importlib.util
+
     data = tree.read(path) or b""
     own = data[:4] == importlib.util.MAGIC_NUMBER
     if int.from_bytes(data[4:8], "little") & _HASHED:
@@ -53,6 +52,9 @@ def _problem(tree: Directory, path: str, module: str, source: bytes) -> str:
 
 def _same_code(tree: Directory, path: str, module: str, source: bytes) -> bool:
     """Compare code objects: a header can be right by chance, when time and size did not change."""
+    import warnings
+    from importlib.machinery import SourcelessFileLoader
+
     level = re.search(r"\.opt-([12])\.pyc$", path)
     try:
         with warnings.catch_warnings():

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from unidiff.patch import Hunk as RawHunk
     from unidiff.patch import PatchedFile
 
-LARGEST = 8 * 1024 * 1024
+MOST_LINES = 100_000
 
 # One letter a header line; the letters of a whole edition must spell _GRAMMAR.
 _HEADERS = (
-    ("G", re.compile(r"diff --git a/[^\t]{1,2000} b/[^\t]{1,2000}")),
+    ("G", re.compile(r"diff --git a/[^\t]{1,4000}")),
     ("I", re.compile(r"index [0-9a-f]{7,64}\.\.[0-9a-f]{7,64}( 100(644|755))?")),
     ("N", re.compile(r"new file mode 100644")),
     ("D", re.compile(r"deleted file mode 100(644|755)")),
@@ -33,16 +33,16 @@ _HEADERS = (
 )
 _GRAMMAR = re.compile(r"(?:(?:G[ND]?I?)?ST(?:HE?)+|G[ND]I)+")
 _CAUSES = (
-    (re.compile(r".*\r$", re.DOTALL), "the patch file itself has CRLF line ends"),
-    (re.compile(r"$"), "a blank line; has a context line lost its leading space?"),
-    (re.compile(r"(rename|copy|similarity|dissimilarity) "), "renames and copies are not accepted"),
-    (re.compile(r"(old|new|deleted file|new file) mode |index .* 1\d{5}$"), "file modes and links are not accepted"),
-    (re.compile(r"GIT binary patch|Binary files? "), "binary changes are not accepted"),
-    (re.compile(r"\s*<"), "this is HTML or XML, not a patch"),
-    (re.compile(r"\*\*\* |\*{15}"), "a context diff; only the unified format is accepted"),
-    (re.compile(r"\d+(,\d+)?[acd]\d*"), "an ed script or normal diff; only the unified format is accepted"),
-    (re.compile(r"@@"), "a malformed hunk header"),
-    (re.compile(r"diff --git "), "a malformed file header; both names start with a/ and b/ and are unquoted"),
+    (r"[^\n]*\r$", "the patch file itself has CRLF line ends"),
+    (r"$", "a blank line; has a context line lost its leading space?"),
+    (r"(rename|copy|similarity|dissimilarity) ", "renames and copies are not accepted"),
+    (r"(old|new|deleted file|new file) mode |index .* 1\d{5}$", "file modes and links are not accepted"),
+    (r"GIT binary patch|Binary files? ", "binary changes are not accepted"),
+    (r"\s*<", "this is HTML or XML, not a patch"),
+    (r"\*\*\* |\*{15}", "a context diff; only the unified format is accepted"),
+    (r"\d+(,\d+)?[acd]\d*", "an ed script or normal diff; only the unified format is accepted"),
+    (r"@@", "a malformed hunk header"),
+    (r"diff --git ", "a malformed file header; both names start with a/ and b/ and are unquoted"),
 )
 
 
@@ -62,6 +62,15 @@ class FileDiff:
     created: bool
     deleted: bool
     hunks: tuple[Hunk, ...]
+
+    def back(self) -> FileDiff:
+        """Return the diff that takes this one back."""
+        hunks: list[Hunk] = []
+        shift = 0
+        for hunk in self.hunks:
+            hunks.append(Hunk(hunk.number, hunk.index + shift, hunk.target, hunk.source))
+            shift += len(hunk.target) - len(hunk.source)
+        return FileDiff(self.path, created=self.deleted, deleted=self.created, hunks=tuple(hunks))
 
 
 def parse(data: bytes, name: str) -> tuple[FileDiff, ...]:
@@ -87,15 +96,18 @@ def parse(data: bytes, name: str) -> tuple[FileDiff, ...]:
 
 def _lines(data: bytes, name: str) -> list[str]:
     """Return the lines as latin-1, which maps every byte to itself; refuse what opens like no diff line."""
-    if len(data) > LARGEST:
-        raise errors.BadDiff(f"{name}: {len(data)} bytes; the limit is {LARGEST}")
+    if len(data) > paths.LARGEST:
+        raise errors.BadDiff(f"{name}: {len(data)} bytes; the limit is {paths.LARGEST}")
     if not data.strip():
         raise errors.BadDiff(f"{name}: empty")
+    count = data.count(b"\n")
+    if count > MOST_LINES:
+        raise errors.BadDiff(f"{name}: {count} lines; the limit is {MOST_LINES}")
     lines = [line.decode("latin-1") for line in io.BytesIO(data)]
     for number, line in enumerate(lines, 1):
         text = line.removesuffix("\n")
         if text[:1] not in {" ", "+", "-"} and not _letter(text):
-            cause = next((cause for form, cause in _CAUSES if form.match(text)), "not a line of a unified diff")
+            cause = next((cause for form, cause in _CAUSES if re.match(form, text)), "not a line of a unified diff")
             raise errors.BadDiff(f"{name}: line {number}: {cause}: {text[:80]!a}", hint=_EXPORT)
     if not data.endswith(b"\n"):
         raise errors.BadDiff(f"{name}: cut off: its last line does not end", hint=_EXPORT)
@@ -190,7 +202,7 @@ def _git_names(line: str, name: str) -> tuple[str, str]:
     rest = line[len("diff --git ") :]
     middle = len(rest) // 2
     old, new = rest[:middle], rest[middle + 1 :]
-    if rest[middle] != " " or old[2:] != new[2:]:
+    if rest[middle] != " " or old[2:] != new[2:] or not new.startswith("b/"):
         raise errors.BadDiff(f"{name}: {line[:200]!a}: names two files; renames are not accepted")
     return old, new
 
@@ -221,6 +233,8 @@ def _hunk(number: int, raw: RawHunk, where: str) -> Hunk:
             source.append(line)
         if kind != "-":
             target.append(line)
+        if kind == "+" and line.startswith(_MARKERS):
+            raise errors.BadDiff(f"{where}: hunk {number}: adds a conflict marker: {line[:80]!r}")
     if source == target:
         raise errors.BadDiff(f"{where}: hunk {number}: changes nothing")
     if any(not line.endswith(b"\n") for line in source[:-1] + target[:-1]):
@@ -252,4 +266,5 @@ def _ends_with_newline(hunk: Hunk) -> bool:
 
 
 _NOWHERE = "/dev/null"
+_MARKERS = (b"<<<<<<< ", b">>>>>>> ")
 _EXPORT = "export it again with: git diff --no-renames --no-ext-diff, at least 3 lines of context"

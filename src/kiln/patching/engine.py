@@ -1,20 +1,32 @@
-"""Applies a series to an installed distribution, and says later whether it is still applied."""
+"""Applies a series to an installed distribution, says later whether it is still applied, and takes it back."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kiln.patching import bytecode, errors, history, journal, ledger, lock, plan, record, transaction
-from kiln.patching.outcomes import FileReport, Outcome, PatchReport, SeriesReport, worst
-from kiln.patching.plan import Plan, Write
+from kiln.patching import bytecode, errors, history, journal, ledger, lock, plan, record, undo
+from kiln.patching.outcomes import (
+    ABSENT,
+    FileReport,
+    Outcome,
+    PatchReport,
+    SeriesReport,
+    digest,
+    named,
+    patch_report,
+    worst,
+)
 from kiln.patching.tree import Directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from kiln.patching.plan import Plan
     from kiln.patching.roots import Root
     from kiln.patching.series import Series
 
@@ -24,48 +36,58 @@ WAIT_S = 30.0
 def apply(series: Series, root: Root, *, wait_s: float = WAIT_S) -> SeriesReport:
     """Apply the whole series or nothing; waits up to `wait_s` seconds for another run on the same tree."""
     epoch = source_date_epoch()
-    if ledger_bytes(root) is not None and not _interrupted(root):
-        report = planned(series, root).report
-        if report.outcome is Outcome.ALREADY_APPLIED:
-            return report
-    try:
+    with _refusals(root):
+        if ledger_bytes(root) is not None and not _interrupted(root):
+            report = planned(series, root).report
+            if report.outcome is Outcome.ALREADY_APPLIED:
+                return report
+        from kiln.patching import transaction, writes
+
         with lock.held(root.metadata, wait_s=wait_s) as held:
             note = transaction.recover(root, held)
             found = planned(series, root)
             if found.report.outcome is Outcome.APPLIED:
-                transaction.commit(root, _writes(found, root), held, epoch=epoch)
+                transaction.commit(root, writes.applying(series, found, root), held, epoch=epoch)
             return replace(found.report, hint=note or found.report.hint)
-    except OSError as error:
-        message = f"{root.path}: {error.strerror or error}: {error.filename or ''}".rstrip(": ")
-        hint = "the tree is as it was, unless a journal is left in it; free space or mount it writable, then run again"
-        raise errors.CannotWrite(message, hint=hint) from error
+
+
+def revert(root: Root, series: Series | None = None, *, wait_s: float = WAIT_S) -> SeriesReport:
+    """Take back the series that the ledger names (it must be `series`, where given), or change nothing.
+
+    Files get the bytes and modes they had, and the time of this run; folders keep their times; RECORD is as it was;
+    folders that the series made go when they are empty; bytecode is for Python to make again.
+    """
+    epoch = source_date_epoch()
+    with _refusals(root):
+        if ledger_bytes(root) is None and not _interrupted(root):
+            return _nothing_to_revert(root, series)
+        from kiln.patching import transaction
+
+        with lock.held(root.metadata, wait_s=wait_s) as held:
+            note = transaction.recover(root, held)
+            report = _taken_back(root, series, held, epoch=epoch)
+            return replace(report, hint=note or report.hint)
 
 
 def verify(root: Root, series: Series | None = None) -> SeriesReport:
     """Say whether the tree holds the series (without one: what its ledger says), RECORD and bytecode included."""
-    report = status(root, series)
-    held = ledger_bytes(root)
-    try:
-        extra = (*report.files, *(() if held is None else _findings(root, held)))
-    except errors.BadInput as error:
-        extra = (*report.files, *plan.unreadable(error).files)
-    return replace(
-        report, outcome=worst([report.outcome, *(row.outcome for row in extra)]), files=tuple(dict.fromkeys(extra))
-    )
+    with _refusals(root):
+        report = _status(root, series)
+        extra = (*report.files, *_findings(root))
+    outcome = worst([report.outcome, *(row.outcome for row in extra)])
+    return replace(report, outcome=outcome, files=tuple(dict.fromkeys(extra)))
 
 
 def status(root: Root, series: Series | None = None) -> SeriesReport:
     """Say for every patch and file what the tree holds, by the hashes of the files and the ledger alone."""
-    left = transaction.pending(root)
-    report = _without_series(root) if series is None else _with_series(series, root)
-    if left:
-        return replace(report, outcome=Outcome.HALF_APPLIED, files=(*left, *report.files), hint=left[0].hint)
-    return report
+    with _refusals(root):
+        return _status(root, series)
 
 
 def planned(series: Series, root: Root) -> Plan:
     """Return the plan for this series on this tree, as both are now."""
-    return plan.plan(series, Directory(root.path), ledger=ledger_bytes(root))
+    tree = Directory(root.path)
+    return plan.plan(series, tree, ledger=tree.read(f"{root.dist_info}/{ledger.NAME}"))
 
 
 def ledger_bytes(root: Root) -> bytes | None:
@@ -79,6 +101,8 @@ def source_date_epoch() -> int | None:
         return None
     if not (text.isascii() and text.isdigit()):
         raise errors.BadInput(f"SOURCE_DATE_EPOCH={text!r}: not a number of seconds", hint="unset it, or: date +%s")
+    if len(text) > len(str(journal.LATEST_EPOCH)) or int(text) > journal.LATEST_EPOCH:
+        raise errors.BadInput(f"SOURCE_DATE_EPOCH={text[:40]}: too far away", hint="unset it, or: date +%s")
     return int(text)
 
 
@@ -109,16 +133,89 @@ def _interrupted(root: Root) -> bool:
     return any((root.metadata / name).exists() for name in (journal.NAME, lock.NAME))
 
 
-def _writes(found: Plan, root: Root) -> tuple[Write, ...]:
-    """Return everything a transaction writes: modules, their bytecode away, RECORD, and the ledger last."""
+def _status(root: Root, series: Series | None) -> SeriesReport:
+    left = tuple(_pending(root))
+    report = _without_series(root) if series is None else _with_series(series, root)
+    if left:
+        return replace(report, outcome=Outcome.HALF_APPLIED, files=(*left, *report.files), hint=left[0].hint)
+    return report
+
+
+@contextlib.contextmanager
+def _refusals(root: Root) -> Iterator[None]:
+    """Turn what the system refuses into a named failure."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{root.path}: {error.strerror or error}: {error.filename or ''}".rstrip(": ")
+        hint = "the tree is as it was, unless a journal is left in it; free space or mount it writable, then run again"
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            hint = "run this as the owner of these files; the tree is as it was, unless a journal is left in it"
+        raise errors.CannotWrite(message, hint=hint) from error
+
+
+def _pending(root: Root) -> Iterator[FileReport]:
+    """Name the files of a killed run, each as it is now; none when no run was killed."""
+    meant = journal.read(root.metadata)
     tree = Directory(root.path)
-    compiled = tuple(Write(path, None) for write in found.writes for path in bytecode.files(tree, write.path))
-    own = Write(f"{root.dist_info}/{ledger.NAME}", found.ledger)
-    where = f"{root.dist_info}/RECORD"
-    before = tree.read(where)
-    assert before is not None
-    after = record.updated(before, {write.path: write.data for write in (*found.writes, own)})
-    return (*found.writes, *compiled, Write(where, after), own)
+    hint = "a run was killed here; run it again, it will finish or roll back"
+    for step in meant.steps if meant else ():
+        found = named(digest(tree.read(step.path)))
+        yield FileReport(step.path, Outcome.HALF_APPLIED, named(step.post), found, hint=hint)
+
+
+def _residue(root: Root) -> Iterator[FileReport]:
+    """Name what is left of a series whose ledger is gone."""
+    if _undo_bytes(root) is not None:
+        yield FileReport(undo.NAME, Outcome.STALE_RESIDUE, ABSENT, "a file", hint="the ledger beside it is gone")
+
+
+def _nothing_to_revert(root: Root, series: Series | None) -> SeriesReport:
+    """Report a tree without a ledger: as reverted, unless there is a trace of a series after all."""
+    residue = tuple(_residue(root))
+    if residue:
+        return SeriesReport(Outcome.STALE_RESIDUE, files=residue, hint=_REINSTALL)
+    if series is not None:
+        report = planned(series, root).report
+        if report.outcome is not Outcome.APPLIED:
+            return report
+    return SeriesReport(Outcome.REVERTED, hint=f"nothing to revert: {_NO_LEDGER}")
+
+
+def _taken_back(root: Root, series: Series | None, held: lock.Held, *, epoch: int | None) -> SeriesReport:
+    data = ledger_bytes(root)
+    if data is None:
+        return _nothing_to_revert(root, series)
+    report = _without_series(root) if series is None else planned(series, root).report
+    if report.outcome is not Outcome.ALREADY_APPLIED:
+        return report
+    try:
+        kept = undo.parse(_undo_bytes(root) or b"")
+        applied = undo.series(ledger.parse(data, ledger.NAME), kept)
+        before = undo.taken_back(applied, Directory(root.path))
+    except errors.BadInput as error:
+        row = FileReport(undo.NAME, Outcome.UNKNOWN, "the file that the apply wrote", error.message, hint=_REINSTALL)
+        return replace(report, outcome=Outcome.UNKNOWN, files=(row,), hint=_REINSTALL)
+    from kiln.patching import transaction, writes
+
+    found = writes.reverting(before, kept, root)
+    if found is None:
+        hint = f"another program changed RECORD after the apply; {_REINSTALL}"
+        row = FileReport(f"{root.dist_info}/RECORD", Outcome.TARGET_MODIFIED, kept.record.sha256, hint=hint)
+        return replace(report, outcome=Outcome.TARGET_MODIFIED, files=(row,), hint=hint)
+    transaction.commit(root, found, held, epoch=epoch, gone=writes.folders(kept))
+    rows = tuple(
+        patch_report(
+            patch.id,
+            [FileReport(file.path, Outcome.REVERTED, named(file.pre), named(file.pre)) for file in patch.files],
+        )
+        for patch in applied.patches
+    )
+    return SeriesReport(Outcome.REVERTED, rows)
+
+
+def _undo_bytes(root: Root) -> bytes | None:
+    return Directory(root.path).read(f"{root.dist_info}/{undo.NAME}")
 
 
 def _with_series(series: Series, root: Root) -> SeriesReport:
@@ -142,18 +239,29 @@ def _without_series(root: Root) -> SeriesReport:
     if data is None:
         return SeriesReport(Outcome.UNKNOWN, hint=_NO_LEDGER)
     try:
-        return history.unchanged(ledger.parse(data, ledger.NAME), Directory(root.path))
+        held = ledger.parse(data, ledger.NAME)
     except errors.BadInput as error:
         return plan.unreadable(error)
+    return history.unchanged(held, Directory(root.path))
 
 
-def _findings(root: Root, held: bytes) -> Iterator[FileReport]:
+def _findings(root: Root) -> Iterator[FileReport]:
     """Check what hashes do not: RECORD lines and bytecode of every file that the ledger names."""
+    held = ledger_bytes(root)
+    if held is None:
+        yield from _residue(root)
+        return
+    try:
+        entries = ledger.parse(held, ledger.NAME).patches
+    except errors.BadInput as error:
+        yield from plan.unreadable(error).files
+        return
     tree = Directory(root.path)
-    names = {change.path for entry in ledger.parse(held, ledger.NAME).patches for change in entry.files}
-    files = {path: tree.read(path) for path in sorted(names)}
-    where = f"{root.dist_info}/RECORD"
-    lines = {**files, f"{root.dist_info}/{ledger.NAME}": held}
+    files = {path: tree.read(path) for path in sorted({change.path for entry in entries for change in entry.files})}
+    if _undo_bytes(root) is None:
+        yield FileReport(undo.NAME, Outcome.TARGET_MODIFIED, "a file", ABSENT, hint="revert will not be possible")
+    where, own = f"{root.dist_info}/RECORD", f"{root.dist_info}/{undo.NAME}"
+    lines = {**files, own: _undo_bytes(root), f"{root.dist_info}/{ledger.NAME}": held}
     for _, expected, found in record.untrue(tree.read(where) or b"", lines):
         yield FileReport(where, Outcome.TARGET_MODIFIED, expected, found, hint="RECORD does not tell the truth")
     for path, source in files.items():
@@ -161,4 +269,5 @@ def _findings(root: Root, held: bytes) -> Iterator[FileReport]:
             yield FileReport(compiled, Outcome.STALE_RESIDUE, f"bytecode of {path}", problem, hint="remove this file")
 
 
+_REINSTALL = "reinstall the package"
 _NO_LEDGER = "no ledger: no series was applied to this tree"

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from kiln.patching.series import FileChange
     from kiln.patching.tree import Tree
 
+TAKE_BACK = "kiln-patch.pyz revert && kiln-patch.pyz apply --series DIR"  # the command line puts its own in its place
+
 
 def unchanged(ledger: Ledger, tree: Tree) -> SeriesReport:
     """Say for every patch whether its files are still what the ledger says."""
@@ -29,7 +31,9 @@ def compared(ledger: Ledger, wanted: Ledger, tree: Tree) -> SeriesReport:
     outcome = worst(row.outcome for row in rows)
     if outcome.done:
         outcome = Outcome.PATCH_CHANGED  # the same patches in another order, or for another release
-    hint = f"the tree holds series {ledger.series}, not {wanted.series}; reinstall {_release(wanted)} and apply again"
+    whole = unchanged(ledger, tree).outcome.done and ledger.release == wanted.release
+    next_step = TAKE_BACK if whole else f"reinstall {_release(wanted)} and apply again"
+    hint = f"the tree holds series {ledger.series}, not {wanted.series}; {next_step}"
     return SeriesReport(outcome=outcome, patches=tuple(rows), hint=hint)
 
 

@@ -70,28 +70,30 @@ def _misfit(hunk: Hunk, lines: Sequence[bytes]) -> Misfit | None:
 
 
 def _conflict(hunk: Hunk, lines: Sequence[bytes]) -> Misfit:
-    """Name the first line that differs at the stated place."""
-    for n, want in enumerate((*hunk.source, b"")):
-        number = hunk.index + n
-        have = lines[number] if number < len(lines) else b""
-        if want != have:
-            break
-    expected = f"line {number + 1}: {shown(want)}" if want else "end of file"
-    found = f"line {number + 1}: {shown(have)}" if have else "end of file"
+    """Name the first line that differs at the stated place; where all are equal, the file goes on after them."""
+    stated = (*lines[hunk.index : hunk.index + len(hunk.source) + 1], b"", *(b"" for _ in hunk.source))
+    pairs = enumerate(zip((*hunk.source, b""), stated, strict=False), hunk.index + 1)
+    number, want, have = next((number, want, have) for number, (want, have) in pairs if want != have)
+    expected = f"line {number}: {shown(want)}" if want else "end of file"
+    found = f"line {number}: {shown(have)}" if have else "end of file"
     return Misfit(Outcome.CONFLICT, expected, found, hunk.number, _eol_hint(want, have))
 
 
 def _eol_hint(want: bytes, have: bytes) -> str:
-    if want != have and want.rstrip(b"\r\n") == have.rstrip(b"\r\n") and want and have:
+    if want.rstrip(b"\r\n") == have.rstrip(b"\r\n") and want and have:
         return "EOL_MISMATCH: the texts are equal, their line ends are not"
     return "the file changed at this place; make a new edition for these bytes"
 
 
 def _places(hunk: Hunk, lines: Sequence[bytes]) -> list[int]:
-    if not hunk.source:
-        return []
-    last = len(lines) - len(hunk.source)
-    return [n for n in range(last + 1) if lines[n] == hunk.source[0] and _fits(hunk, lines, n)]
+    """Return the first few places where the hunk would fit; linear in the file, whatever it repeats."""
+    text, wanted = b"\n" + b"".join(lines), b"\n" + b"".join(hunk.source)
+    found: list[int] = []
+    at = text.find(wanted)
+    while at >= 0 and len(found) <= _PLACES_SHOWN:
+        found.append(text.count(b"\n", 0, at))
+        at = text.find(wanted, at + 1)
+    return [index for index in found if _fits(hunk, lines, index)]
 
 
 def _fits(hunk: Hunk, lines: Sequence[bytes], index: int) -> bool:

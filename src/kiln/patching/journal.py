@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "kiln-journal.json"
-_FIELDS = ("schema", "steps", "made", "times", "epoch")
+_FIELDS = ("schema", "steps", "made", "gone", "times", "epoch")
+_LATEST_NS = 2**66  # past what file systems hold, below what utime takes
+LATEST_EPOCH = 2**34
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Journal:
-    """`made` are folders to create, outermost first; `times` the mtimes (ns) of the folders that are touched."""
+    """`made` are folders to create, outermost first, `gone` those to remove at the end where they are empty.
+
+    `times` are the mtimes (ns) of the folders that are touched.
+    """
 
     steps: tuple[Step, ...]
     made: tuple[str, ...]
+    gone: tuple[str, ...]
     times: tuple[tuple[str, int], ...]
     epoch: int | None
 
@@ -48,6 +55,7 @@ def write(folder: Path, journal: Journal) -> None:
         "schema": 1,
         "steps": [{"path": step.path, "pre": step.pre, "post": step.post} for step in journal.steps],
         "made": list(journal.made),
+        "gone": list(journal.gone),
         "times": dict(journal.times),
         "epoch": journal.epoch,
     }
@@ -70,17 +78,42 @@ def read(folder: Path) -> Journal | None:
     if not where.is_file():
         return None
     try:
-        fields = strictjson.fields(strictjson.load(where.read_bytes(), str(where)), _FIELDS, str(where))
-        rows = [strictjson.fields(row, ("path", "pre", "post"), str(where)) for row in fields["steps"]]
-        return Journal(
-            steps=tuple(Step(paths.safe(row["path"]), row["pre"], row["post"]) for row in rows),
-            made=tuple(paths.safe(path) for path in fields["made"]),
-            times=tuple((path, int(mtime_ns)) for path, mtime_ns in fields["times"].items()),
-            epoch=fields["epoch"],
-        )
-    except (errors.BadInput, TypeError, AttributeError, ValueError) as error:
+        return _parsed(where.read_bytes(), str(where))
+    except errors.BadInput as error:
         hint = "reinstall the package: its files may be of two kinds"
         raise errors.Interrupted(f"{where}: left by a killed run, not readable: {error}", hint=hint) from error
+
+
+def _parsed(data: bytes, where: str) -> Journal:
+    fields = strictjson.fields(strictjson.load(data, where), _FIELDS, where)
+    if strictjson.typed(fields["schema"], int, where) != 1:
+        raise errors.BadSeries(f"{where}: schema {fields['schema']!r}; this program reads 1")
+    epoch = fields["epoch"]
+    return Journal(
+        steps=tuple(_step(row, where) for row in strictjson.typed(fields["steps"], list, where)),
+        made=strictjson.path_list(fields["made"], where),
+        gone=strictjson.path_list(fields["gone"], where),
+        times=tuple(
+            (path if path == "." else paths.safe(path), _time(mtime_ns, _LATEST_NS, where))
+            for path, mtime_ns in sorted(strictjson.typed(fields["times"], dict, where).items())
+        ),
+        epoch=None if epoch is None else _time(epoch, LATEST_EPOCH, where),
+    )
+
+
+def _step(row: object, where: str) -> Step:
+    fields = strictjson.fields(row, ("path", "pre", "post"), where)
+    for sha256 in (fields["pre"], fields["post"]):
+        if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", strictjson.typed(sha256, str, where)):
+            raise errors.BadSeries(f"{where}: {sha256!r} is no sha256")
+    return Step(paths.safe(strictjson.typed(fields["path"], str, where)), fields["pre"], fields["post"])
+
+
+def _time(value: object, latest: int, where: str) -> int:
+    number: int = strictjson.typed(value, int, where)
+    if abs(number) > latest:
+        raise errors.BadSeries(f"{where}: {number} is no time")
+    return number
 
 
 def sync(folder: Path) -> None:

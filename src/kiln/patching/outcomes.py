@@ -18,6 +18,7 @@ class Outcome(str, Enum):
 
     ALREADY_APPLIED = "ALREADY_APPLIED"
     APPLIED = "APPLIED"
+    REVERTED = "REVERTED"
     UNKNOWN = "UNKNOWN"
     MERGED = "MERGED"
     MERGED_DIFFERENT = "MERGED_DIFFERENT"
@@ -32,7 +33,8 @@ class Outcome(str, Enum):
 
     @property
     def done(self) -> bool:
-        return self in {Outcome.APPLIED, Outcome.ALREADY_APPLIED}
+        """Say whether things are as this word promises: the series is in the tree, or (REVERTED) no longer in it."""
+        return self in {Outcome.APPLIED, Outcome.ALREADY_APPLIED, Outcome.REVERTED}
 
 
 _RANK = {outcome: rank for rank, outcome in enumerate(Outcome)}

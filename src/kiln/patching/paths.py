@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING
 
 from kiln.patching import errors
@@ -12,7 +11,8 @@ if TYPE_CHECKING:
 
 NEW, OLD = ".kiln-new", ".kiln-old"
 _NAME_BYTES = 255 - len(NEW)  # our file beside it has to fit too
-_PATH_BYTES = 1024
+_PATH_BYTES, _PATH_PARTS = 1024, 40
+LARGEST = 8 * 1024 * 1024  # what a file of a series directory may hold
 
 
 def safe(path: str) -> str:
@@ -50,22 +50,36 @@ def refuse_collisions(paths: Iterable[str]) -> None:
 
 
 def folded(path: str) -> str:
+    if path.isascii():
+        return path.lower()
+    import unicodedata
+
     return unicodedata.normalize("NFC", path.casefold())
 
 
 def _problem(path: str) -> str:
     if not path or path.startswith("/") or path[1:2] == ":":
         return "not a relative path"
-    odd = next((c for c in path if c == "\\" or unicodedata.category(c) in _ODD), None)
-    if odd is not None:
-        return f"holds the character {odd!a}"
-    if any(part in {"", ".", ".."} for part in path.split("/")):
-        return "not normalised, or it leaves the root"
-    if unicodedata.normalize("NFC", path) != path:
-        return "not in Unicode normal form C"
-    if len(path.encode()) > _PATH_BYTES or any(len(part.encode()) > _NAME_BYTES for part in path.split("/")):
+    parts = path.split("/")
+    if _is_long(path, parts):
         return "too long"
+    if not path.isascii() or not path.isprintable() or "\\" in path:
+        import unicodedata
+
+        odd = next((c for c in path if c == "\\" or unicodedata.category(c) in _ODD), None)
+        if odd is not None:
+            return f"holds the character {odd!a}"
+        if unicodedata.normalize("NFC", path) != path:
+            return "not in Unicode normal form C"
+    if any(part in {"", ".", ".."} for part in parts):
+        return "not normalised, or it leaves the root"
     return ""
+
+
+def _is_long(path: str, parts: list[str]) -> bool:
+    if max(len(path), len(path.encode(errors="replace"))) > _PATH_BYTES or len(parts) > _PATH_PARTS:
+        return True
+    return any(len(part.encode(errors="replace")) > _NAME_BYTES for part in parts)
 
 
 _ODD = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # control, bidi, surrogate, private, unassigned

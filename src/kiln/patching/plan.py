@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Write:
-    """The bytes that a file gets; None removes it."""
+    """The bytes that a file gets; None removes it. A file that is not there yet gets `mode`."""
 
     path: str
     data: bytes | None
+    mode: int = 0o644
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ def plan(series: Series, tree: Tree, *, ledger: bytes | None = None) -> Plan:
 
 def _other(ledger: bytes, wanted: ledgers.Ledger, tree: Tree) -> SeriesReport:
     try:
-        return history.compared(ledgers.parse(ledger, ledgers.NAME), wanted, tree)
+        held = ledgers.parse(ledger, ledgers.NAME)
     except errors.BadInput as error:
         return unreadable(error)
+    return history.compared(held, wanted, tree)
 
 
 def unreadable(error: errors.BadInput) -> SeriesReport:

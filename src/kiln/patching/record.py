@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kiln.patching.outcomes import digest
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
+
+
+@dataclass(frozen=True)
+class Before:
+    """What RECORD was: its sha256, whether its last line ended, and each line that `updated` changed, by its place."""
+
+    sha256: str
+    ends: bool
+    lines: tuple[tuple[int, bytes], ...]
+
+
+def before(record: bytes, paths: Collection[str]) -> Before:
+    """Return what `restored` needs to undo an update of the lines of `paths`."""
+    rows = enumerate(io.BytesIO(record))
+    lines = tuple((place, line) for place, line in rows if _path(line) in paths)
+    return Before(str(digest(record)), record.endswith(b"\n") or not record, lines)
+
+
+def restored(record: bytes, paths: Collection[str], was: Before) -> bytes | None:
+    """Return RECORD as it was, or None when lines of other files than `paths` changed since."""
+    lines = [line for line in io.BytesIO(record) if _path(line) not in paths]
+    for place, line in was.lines:
+        lines.insert(place, line)
+    data = b"".join(lines)
+    if not was.ends:
+        data = data.removesuffix(b"\n").removesuffix(b"\r")
+    return data if digest(data) == was.sha256 else None
 
 
 def updated(record: bytes, changes: Mapping[str, bytes | None]) -> bytes:
@@ -45,17 +74,18 @@ def untrue(record: bytes, files: Mapping[str, bytes | None]) -> Iterator[tuple[s
 
 
 def _path(line: bytes) -> str:
-    text = line.decode("utf-8", "surrogateescape")
-    if not text.startswith('"'):
-        return text.partition(",")[0].rstrip("\r\n")
-    return next(iter(csv.reader([text])), [""])[0]
+    if not line.startswith(b'"'):
+        return line.partition(b",")[0].rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+    import csv
+
+    return next(iter(csv.reader([line.decode("utf-8", "surrogateescape")])), [""])[0]
 
 
 def _line(path: str, data: bytes) -> bytes:
     sha256 = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
-    row = io.StringIO()
-    csv.writer(row, lineterminator="").writerow((path, f"sha256={sha256}", len(data)))
-    return row.getvalue().encode()
+    if "," in path or '"' in path:
+        path = '"' + path.replace('"', '""') + '"'
+    return f"{path},sha256={sha256},{len(data)}".encode()
 
 
 def _ending(line: bytes, default: bytes) -> bytes:

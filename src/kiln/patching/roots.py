@@ -26,6 +26,13 @@ class Root:
 
 def find(distribution: str, *, root: Path | None = None, release: str | None = None) -> Root:
     """Return the one root, given or found on sys.path; raise BadRoot for none, two, or another release."""
+    try:
+        return _found(distribution, root, release)
+    except OSError as error:
+        raise errors.BadRoot(f"{error.filename}: {error.strerror}") from error
+
+
+def _found(distribution: str, root: Path | None, release: str | None) -> Root:
     if root is not None and not root.is_dir():
         raise errors.BadRoot(f"{root}: no such directory")
     places = [root] if root is not None else [Path(entry) for entry in sys.path if entry]

@@ -7,12 +7,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kiln.patching import diff, errors, paths, strictjson
+from kiln.patching import errors, paths, strictjson
 from kiln.patching.outcomes import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from kiln.patching import diff
 
 INDEX = "series.json"
 SCHEMA = 1
@@ -68,6 +70,8 @@ class Patch:
 
     def diffs(self) -> dict[str, diff.FileDiff]:
         """Parse the edition; raise BadSeries when it does not touch the files it is said to touch."""
+        from kiln.patching import diff
+
         found = {file.path: file for file in diff.parse(self.data, self.edition)}
         for change in self.files:
             file = found.get(change.path)
@@ -107,6 +111,19 @@ class Series:
         for patch in self.patches:
             for file in patch.files:
                 found.setdefault(file.path, []).append(file)
+        return found
+
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """Return, for each patch, those before it that touch a file it touches; with all others it may change places.
+
+        An edition is for one exact text, so two patches of one file never commute, and two of no common file always do.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        for n, patch in enumerate(self.patches):
+            own = {file.path for file in patch.files}
+            found[patch.id] = tuple(
+                other.id for other in self.patches[:n] if not own.isdisjoint(file.path for file in other.files)
+            )
         return found
 
 
@@ -199,9 +216,14 @@ def _patch(folder: Path, row: object, where: str) -> Patch:
 def _file_bytes(path: Path) -> bytes:
     if path.is_symlink() or not path.is_file():
         raise errors.BadSeries(f"{path}: no such regular file", hint="--series names the folder with series.json")
-    if path.stat().st_size > diff.LARGEST:
-        raise errors.BadSeries(f"{path}: {path.stat().st_size} bytes; the limit is {diff.LARGEST}")
-    return path.read_bytes()
+    try:
+        with path.open("rb") as file:
+            data = file.read(paths.LARGEST + 1)
+    except OSError as error:
+        raise errors.BadSeries(f"{path}: {error.strerror}") from error
+    if len(data) > paths.LARGEST:
+        raise errors.BadSeries(f"{path}: {path.stat().st_size} bytes; the limit is {paths.LARGEST}")
+    return data
 
 
 def _refuse_twice(what: str, values: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,7 +32,7 @@ class Memory:
 class Directory:
     """A directory seen through `lstat`: a symlink, a twin by letter case or an odd file raises BadPath.
 
-    Remembers the names of each folder it has looked into, so make a new one after writing.
+    Remembers the names of each folder it has looked into, to find twins; what it reads is what is there now.
     """
 
     root: Path
@@ -52,6 +53,9 @@ class Directory:
 
     def locate(self, path: str, *, folder: bool = False) -> Path:
         """Return where `path` lies (or would lie), after looking at every component on the way."""
+        if not path.isascii() and sys.getfilesystemencoding() != "utf-8":
+            problem = f"this Python names files in {sys.getfilesystemencoding()}"
+            raise errors.BadPath(f"{path!a}: {problem}", hint="run it again with: python3 -X utf8")
         where = self.root
         *above, name = paths.safe(path).split("/")
         for part in above:
@@ -81,7 +85,9 @@ class Directory:
         if where not in self._names:
             found: dict[str, str] = {}
             if where.is_dir():
-                for name in sorted(entry.name for entry in where.iterdir()):
+                with os.scandir(where) as entries:
+                    names = sorted(entry.name for entry in entries)
+                for name in names:
                     found.setdefault(paths.folded(name), name)
             self._names[where] = found
         return self._names[where]

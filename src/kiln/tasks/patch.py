@@ -42,7 +42,7 @@ def _engine(verb: Verb, sentence: str) -> Any:
         from kiln.tasks.show_patch import show_answer
 
         where = trees.Where(root=root, container=container, image=image)
-        wanted = trees.Wanted(folder=series, variant=variant, arch=arch, release=release, model=model)
+        wanted = trees.Wanted(series=series, variant=variant, arch=arch, release=release, model=model)
         show_answer(trees.run(verb, where, wanted, catalog.load(catalog.find_root())), json=json)
 
     body.__name__, body.__doc__ = verb, sentence

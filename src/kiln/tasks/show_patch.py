@@ -30,9 +30,8 @@ def show_answer(answer: Answer, *, json: bool) -> None:
     else:
         for patch in told.patches:
             print(f"{patch.outcome.value:<{_COLUMN}} {patch.id}{f': {patch.hint}' if patch.hint else ''}")
-            print("\n".join(_file_lines(patch.files)))
-        if told.files:
-            print("\n".join(_file_lines(told.files)))
+            _print_files(patch.files)
+        _print_files(told.files)
     summary = f"{answer.distribution} {answer.version} in {answer.tree}: {told.outcome.value}"
     if answer.exit_code:
         raise _failure(answer.exit_code)(summary, hint=told.hint)
@@ -94,13 +93,13 @@ def show_pack(made: Pack, *, json: bool) -> None:
     print(f"  use     python3 {folder}/kiln-patch.pyz apply --series {folder}/series && exec vllm serve ...")
 
 
-def _file_lines(files: Iterable[FileReport]) -> Iterator[str]:
+def _print_files(files: Iterable[FileReport]) -> None:
     for file in files:
-        yield f"{file.outcome.value:<{_COLUMN}}   {file.path}{f', hunk {file.hunk}' if file.hunk else ''}"
+        print(f"{file.outcome.value:<{_COLUMN}}   {file.path}{f', hunk {file.hunk}' if file.hunk else ''}")
         if not file.outcome.done:
             for label, text in (("expected", file.expected), ("found", file.found), ("next", file.hint)):
                 if text:
-                    yield f"{'':<{_COLUMN}}     {label + ':':<9} {text}"
+                    print(f"{'':<{_COLUMN}}     {label + ':':<9} {text}")
 
 
 def _failure(code: int) -> type[errors.KilnError]:
@@ -110,8 +109,8 @@ def _failure(code: int) -> type[errors.KilnError]:
 def _evidence_lines(made: Explanation) -> Iterator[str]:
     for item in made.evidence:
         verdict = "passed" if item.passed else "FAILED"
-        about = "" if item.current else ", for another edition than there is now"
-        yield f"{item.path}: {verdict}{about}, image {item.image_digest}"
+        about = "" if item.current else ", of another edition"
+        yield f"{item.path}: {verdict}{about}, {item.image_digest}"
 
 
 def _under(value: str) -> list[str]:

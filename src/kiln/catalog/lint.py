@@ -1,0 +1,196 @@
+"""The rules over hand-edited files that no schema can hold, each a generator of findings."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from packaging.specifiers import SpecifierSet
+
+from kiln import errors
+from kiln.catalog.load import SERIES, edition_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from kiln.catalog import records
+    from kiln.catalog.load import Catalog
+
+_TEXTS = ("title", "reason", "lost_without", "drop_when")
+_OPEN_ENDS = ("todo", "tbd", "fixme", "xxx")
+_ALWAYS = frozenset({"patch.yaml", "probe.py", "README.md"})
+_BESIDE_PATCHES = frozenset({SERIES.name, "README.md"})
+_DERIVED = "__pycache__"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong: the file and key, the problem, and the edit that ends it."""
+
+    where: str
+    problem: str
+    hint: str = ""
+
+
+def patches(catalog: Catalog) -> Iterator[Finding]:
+    """Yield what is wrong with patches as far as their own files tell."""
+    yield from _foreign_files(catalog)
+    for patch in catalog.patches.values():
+        for rule in (_texts, _upstream, _releases, _relations, _files, _probe, _hashes):
+            yield from rule(catalog, patch)
+    yield from _twice(catalog)
+
+
+def images(catalog: Catalog) -> Iterator[Finding]:
+    """Yield files that images/releases.yaml names and that are not there."""
+    for release, pins in catalog.releases.releases.items():
+        if pins.twin and not (catalog.root / pins.twin.requirements).is_file():
+            yield Finding(
+                where=f"images/releases.yaml: releases.{release}.twin.requirements",
+                problem=f"{pins.twin.requirements} is missing",
+                hint=f"./inv lock.twin --release {release}",
+            )
+
+
+def _texts(_: Catalog, patch: records.Patch) -> Iterator[Finding]:
+    for name in _TEXTS:
+        text: str = getattr(patch, name)
+        if not text.strip():
+            yield Finding(where=_at(patch, name), problem="is empty", hint="say it in a sentence")
+        elif text.strip().lower().startswith(_OPEN_ENDS):
+            yield Finding(where=_at(patch, name), problem=f"is still {text.strip()!r}", hint="say it in a sentence")
+
+
+def _upstream(_: Catalog, patch: records.Patch) -> Iterator[Finding]:
+    upstream = patch.upstream
+    if upstream.status != "not-reported" and not upstream.links:
+        yield Finding(
+            where=_at(patch, "upstream.links"),
+            problem=f"status is {upstream.status}, and no link shows it",
+            hint="add the link of the issue or pull request",
+        )
+    if upstream.status == "merged" and upstream.merged_in is None:
+        yield Finding(
+            where=_at(patch, "upstream.merged_in"),
+            problem="status is merged, and no release is named",
+            hint="name the first release that has it",
+        )
+    if upstream.status != "merged" and upstream.merged_in is not None:
+        yield Finding(
+            where=_at(patch, "upstream.merged_in"),
+            problem=f"names {upstream.merged_in}, but status is {upstream.status}",
+            hint="set status: merged, or remove merged_in",
+        )
+
+
+def _releases(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
+    """Compare the releases a patch is for with the editions it has."""
+    covered = SpecifierSet(patch.applies.releases)
+    for release in catalog.releases.releases:
+        if covered.contains(release, prereleases=True) and release not in patch.editions:
+            yield Finding(
+                where=_at(patch, "applies.releases"),
+                problem=f"covers {release}, which has no edition",
+                hint=f"add {edition_path(patch.id, release)}, or narrow applies.releases",
+            )
+    for release in patch.editions:
+        if not covered.contains(release, prereleases=True):
+            yield Finding(
+                where=_at(patch, f"editions.{release}"),
+                problem=f"is outside of applies.releases {patch.applies.releases!r}, so nothing uses it",
+                hint="remove the edition, or widen applies.releases",
+            )
+
+
+def _relations(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
+    for name, ids in (("requires", patch.requires), ("conflicts", patch.conflicts)):
+        for other in ids:
+            if other == patch.id:
+                yield Finding(where=_at(patch, name), problem="names the patch itself", hint="remove it")
+            elif other not in catalog.patches:
+                problem = errors.unknown("patch", other, catalog.patches)
+                yield Finding(where=_at(patch, name), problem=problem, hint="name a folder of patches/")
+            elif name == "requires" and catalog.order.index(other) > catalog.order.index(patch.id):
+                yield Finding(
+                    where=str(SERIES),
+                    problem=f"{patch.id} comes before {other}, which it requires",
+                    hint=f"move {other} above {patch.id}",
+                )
+    for other in sorted(set(patch.requires) & set(patch.conflicts)):
+        problem = f"{other} is also in requires"
+        yield Finding(where=_at(patch, "conflicts"), problem=problem, hint="remove it from one of the two")
+
+
+def _files(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
+    folder = _folder(catalog, patch)
+    known = {*_ALWAYS, *(f"{release}.patch" for release in patch.editions)}
+    for entry in sorted(folder.iterdir()):
+        if entry.name in known or entry.name == _DERIVED:
+            continue
+        unlisted = entry.suffix == ".patch"
+        yield Finding(
+            where=f"patches/{patch.id}/{entry.name}",
+            problem="is not listed under editions" if unlisted else "is none of the files of a patch",
+            hint="list it in patch.yaml, or remove it" if unlisted else f"known: {', '.join(sorted(known))}",
+        )
+
+
+def _probe(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
+    path = _folder(catalog, patch) / "probe.py"
+    where = f"patches/{patch.id}/probe.py"
+    if not path.is_file():
+        hint = f"write one that is red without the patch and shows: {patch.probe.shows}"
+        yield Finding(where=where, problem="is missing", hint=hint)
+        return
+    try:
+        ast.parse(path.read_bytes(), where)
+    except (SyntaxError, ValueError) as error:
+        line = f" line {error.lineno}:" if isinstance(error, SyntaxError) and error.lineno else ""
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        yield Finding(where=where, problem=f"cannot be parsed:{line} {text}", hint="make it a Python file")
+
+
+def _hashes(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
+    for release, edition in patch.editions.items():
+        path = edition_path(patch.id, release)
+        found = _sha256(catalog.root / path)
+        if found != edition.sha256:
+            yield Finding(
+                where=_at(patch, f"editions.{release}.sha256"),
+                problem=f"is {edition.sha256}, but {path} has {found}",
+                hint=f"see what changed: git diff {path}",
+            )
+
+
+def _twice(catalog: Catalog) -> Iterator[Finding]:
+    """Yield editions of different patches that are byte for byte the same."""
+    seen: dict[str, tuple[str, Path]] = {}
+    for patch in catalog.patches.values():
+        for release in patch.editions:
+            path = edition_path(patch.id, release)
+            first, other = seen.setdefault(_sha256(catalog.root / path), (patch.id, path))
+            if first != patch.id:
+                problem = f"has the same content as {other}"
+                yield Finding(where=str(path), problem=problem, hint="make them one patch")
+
+
+def _foreign_files(catalog: Catalog) -> Iterator[Finding]:
+    for entry in sorted((catalog.root / "patches").iterdir()):
+        if entry.name not in {*_BESIDE_PATCHES, *catalog.patches, _DERIVED}:
+            hint = "a patch is a folder with patch.yaml; remove this, or make it one"
+            yield Finding(where=f"patches/{entry.name}", problem="belongs to no patch", hint=hint)
+
+
+def _folder(catalog: Catalog, patch: records.Patch) -> Path:
+    return catalog.root / "patches" / patch.id
+
+
+def _at(patch: records.Patch, key: str) -> str:
+    return f"patches/{patch.id}/patch.yaml: {key}"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
