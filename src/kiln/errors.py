@@ -13,10 +13,20 @@ KilnError
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong, of several: where, what, and what ends it."""
+
+    where: str
+    problem: str
+    hint: str = ""
 
 
 class KilnError(Exception):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kiln import errors, git, plan
 from kiln.catalog import edition_path
 from kiln.catalog import lint as catalog_lint
-from kiln.catalog.lint import Finding
+from kiln.errors import Finding
 from kiln.image.rehearsal import DISTRIBUTION
 from kiln.patching import authoring, diff
 from kiln.patching import errors as patching_errors

@@ -4,8 +4,9 @@ import json
 from typing import TYPE_CHECKING
 
 from kiln import __version__, catalog, plan
+from kiln.errors import Finding
 from kiln.publish import evidence
-from kiln.smoke.records import CheckResult, Finding, SmokeResult
+from kiln.smoke.records import CheckResult, SmokeResult
 
 if TYPE_CHECKING:
     from pathlib import Path

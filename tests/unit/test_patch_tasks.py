@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kiln import __version__, catalog, errors, git
-from kiln.catalog.lint import Finding
+from kiln.errors import Finding
 from kiln.patching.outcomes import FileReport, Outcome, PatchReport, SeriesReport
 from kiln.tasks import namespace, program, show_patch
 from kiln.trees import Answer

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from kiln import errors
+from kiln.errors import Finding
 from kiln.smoke import caches, run, server
-from kiln.smoke.records import CheckResult, Finding, SmokeResult, Status
+from kiln.smoke.records import CheckResult, SmokeResult, Status
 
 IMAGE = server.Image(digest="sha256:" + "ab" * 32, layers=("sha256:" + "cd" * 32,))
 FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser", "minimax_m3", "--reasoning-parser", "minimax_m3")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kiln import __version__, catalog, errors, plan, process, report
-from kiln.smoke.records import CheckResult, Finding, SmokeResult
+from kiln.errors import Finding
+from kiln.smoke.records import CheckResult, SmokeResult
 from kiln.tasks import namespace, program, show
 
 if TYPE_CHECKING:

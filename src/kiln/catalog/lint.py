@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from packaging.specifiers import SpecifierSet
 
 from kiln import errors
 from kiln.catalog.load import SERIES, edition_path
+from kiln.errors import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,15 +24,6 @@ _OPEN_ENDS = ("todo", "tbd", "fixme", "xxx")
 _ALWAYS = frozenset({"patch.yaml", "probe.py", "README.md"})
 _BESIDE_PATCHES = frozenset({SERIES.name, "README.md"})
 _DERIVED = "__pycache__"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that is wrong: the file and key, the problem, and the edit that ends it."""
-
-    where: str
-    problem: str
-    hint: str = ""
 
 
 def patches(catalog: Catalog) -> Iterator[Finding]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import openai
 import requests
 
-from kiln.smoke.records import CheckResult, Finding
+from kiln.errors import Finding
+from kiln.smoke.records import CheckResult
 from kiln.smoke.talk import MAX_TOKENS, Request
 
 if TYPE_CHECKING:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from kiln.errors import Finding
 
 Tier = Literal["structural", "replay", "serve", "device", "full"]
 Status = Literal["passed", "failed", "not_run"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    where: str
-    problem: str
-    hint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

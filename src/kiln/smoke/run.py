@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiln import errors
+from kiln.errors import Finding
 from kiln.smoke import caches, checks, guard, puppet, server, transcript
-from kiln.smoke.records import CheckResult, Finding, SmokeResult
+from kiln.smoke.records import CheckResult, SmokeResult
 from kiln.smoke.talk import Talk
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from kiln import errors, report
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from kiln.catalog.lint import Finding
+    from kiln.errors import Finding
     from kiln.explain import Explanation
     from kiln.patching.outcomes import FileReport
     from kiln.trees import Answer
