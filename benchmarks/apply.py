@@ -10,6 +10,8 @@ of its own code: the zipapp is compiled from source each time, as it is on a nod
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shlex
 import shutil
@@ -38,6 +40,7 @@ RELEASE = "0.31.0"
 INFO = f"vllm-{RELEASE}.dist-info"
 SMALLEST, LARGEST, FILES = 20_000, 120_000, 12
 PYTHON = (sys.executable, "-I", "-S", "-B")
+IMPORTS = ("argparse", "dataclasses", "hashlib", "json", "pathlib", "re", "typing")  # the floor under any such tool
 GOAL_MS = 200
 CONTEXT = 3
 
@@ -67,7 +70,7 @@ def main() -> None:
     pin = loaded.releases.releases[RELEASE].wheel
     cache = loaded.state / "wheels"
     record = wheel.read(pin, [f"{INFO}/RECORD", f"{INFO}/METADATA"], cache=cache)
-    rows = [line.rsplit(",", 2) for line in record[f"{INFO}/RECORD"].decode().splitlines()]
+    rows = list(csv.reader(io.StringIO(record[f"{INFO}/RECORD"].decode())))
     sizes = {path: int(size) for path, _, size in rows if path.endswith(".py") and size}
     wanted = sorted((path for path in sizes if SMALLEST < sizes[path] < LARGEST), key=sizes.__getitem__)
     target = plan.make(loaded, model="", variant="mxfp8", arch="gfx942", release=RELEASE)
@@ -99,7 +102,7 @@ def lay(path: Path, data: bytes) -> None:
 
 
 def synthetic(paths: list[str], pristine: Mapping[str, bytes]) -> Series:
-    """Return a patch for every three files, each with a comment put after two of its import lines."""
+    """Return a patch for every three files, each with a comment put before two of its statements."""
     editions = []
     for n in range(0, len(paths), 3):
         parts = [edition(path, pristine[path]) for path in sorted(paths[n : n + 3])]
@@ -109,14 +112,15 @@ def synthetic(paths: list[str], pristine: Mapping[str, bytes]) -> Series:
 
 def edition(path: str, data: bytes) -> bytes:
     lines = data.splitlines(keepends=True)
-    places = [n for n, line in enumerate(lines) if line.startswith((b"import ", b"def ", b"class ")) and n > CONTEXT]
+    starts = (b"import ", b"def ", b"class ")
+    places = [n for n in range(CONTEXT, len(lines) - CONTEXT) if lines[n].startswith(starts)]
     name = path.encode()
     out = b"diff --git a/%s b/%s\n--- a/%s\n+++ b/%s\n" % (name, name, name, name)
-    for n in (places[0], places[-1]):
-        old = lines[n - CONTEXT : n + 1]
-        shift = int(n == places[-1])
-        out += b"@@ -%d,4 +%d,5 @@\n" % (n - CONTEXT + 1, n - CONTEXT + 1 + shift)
-        out += b"".join(b" " + line for line in old[:CONTEXT]) + b"+# put in by a benchmark\n" + b" " + old[CONTEXT]
+    for shift, n in enumerate((places[0], places[-1])):
+        start = n - CONTEXT + 1
+        out += b"@@ -%d,%d +%d,%d @@\n" % (start, 2 * CONTEXT, start + shift, 2 * CONTEXT + 1)
+        around = [b" " + line for line in lines[n - CONTEXT : n + CONTEXT]]
+        out += b"".join((*around[:CONTEXT], b"+# put in by a benchmark\n", *around[CONTEXT:]))
     return out
 
 
@@ -132,6 +136,7 @@ def timed(bench: Bench, packed: Path, repeats: int) -> dict[str, float]:
     if shutil.which("patch"):
         script = " && ".join(f"patch -s -p1 < {shlex.quote(patch)}" for patch in bench.patches)
         fresh["GNU patch, bare"] = ("/bin/sh", "-c", script)
+    fresh["python, our stdlib imports"] = (*PYTHON, "-c", f"import {', '.join(IMPORTS)}")
     held: dict[str, list[float]] = {name: [] for name in fresh}
     applied = {
         "kiln apply, applied already": (*ours, "apply", *place),
@@ -143,7 +148,7 @@ def timed(bench: Bench, packed: Path, repeats: int) -> dict[str, float]:
         for name, argv in fresh.items():
             reset(bench)
             held[name].append(one(argv, bench.site))
-            check(bench)
+            check(bench, changed="imports" not in name)
         reset(bench)
         one(fresh["kiln apply"], bench.site)
         for name, argv in applied.items():
@@ -192,9 +197,10 @@ def reset(bench: Bench) -> None:
     os.sync()
 
 
-def check(bench: Bench) -> None:
+def check(bench: Bench, *, changed: bool) -> None:
     for path, chain in bench.series.chains().items():
-        assert digest((bench.site / path).read_bytes()) == chain[-1].post, path
+        wanted = chain[-1].post if changed else chain[0].pre
+        assert digest((bench.site / path).read_bytes()) == wanted, path
 
 
 def told(bench: Bench, medians: Mapping[str, float]) -> None:
@@ -204,8 +210,8 @@ def told(bench: Bench, medians: Mapping[str, float]) -> None:
     hand, ours = medians["by hand"], medians["kiln apply"]
     for name, median in medians.items():
         print(f"  {name:<28} {median:7.1f} ms  {median / hand:5.2f} of by hand")
-    met = "met" if ours <= hand and ours < GOAL_MS else "missed"
-    print(f"  goal, at most by hand and under {GOAL_MS} ms: {met} ({ours:.1f} ms, {ours / hand:.2f})")
+    print(f"  goal, at most by hand: {'met' if ours <= hand else 'missed'} ({ours / hand:.2f})")
+    print(f"  goal, under {GOAL_MS} ms:      {'met' if ours < GOAL_MS else 'missed'} ({ours:.1f} ms)")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kiln.catalog import Catalog, records
 
 DEFAULT_MODEL = "MiniMaxAI/MiniMax-M3"
+# where a wheel is fetched from is no part of what a target is, and goes into no image
+_ADDRESSES: dict[str, set[str]] = {"wheel": {"index"}, "torch": {"index"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +82,9 @@ class Plan:
         return {
             "target": asdict(self.target) | {"slug": self.target.slug},
             "image": asdict(self.image) | {"reference": self.image.reference},
-            "wheel": self.wheel.model_dump(),
+            "wheel": self.wheel.model_dump(exclude={"index"}),
             "pins": dict(self.pins),
-            "twin": self.twin.model_dump(mode="json") if self.twin else None,
+            "twin": self.twin.model_dump(mode="json", exclude=_ADDRESSES) if self.twin else None,
             "no_twin_because": self.no_twin_because or None,
             "series": [asdict(use) | {"files": _files(use)} for use in self.series],
             "serve": asdict(self.serve) | {"command": self.serve.text},

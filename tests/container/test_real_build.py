@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from kiln import errors, plan, process
+from kiln.engine import short_lived
 from kiln.image import base, build, inspect
 from kiln.report import Reporter
 from kiln.upstream.wheel import RemoteWheel
@@ -115,10 +116,11 @@ def test_the_series_is_applied_on_the_official_layout(
     receipt = build.run(made, target, twin=False, reporter=QUIET)
     assert receipt.kind == kind
     assert receipt.base == target.image.digest
-    for use in target.series:
-        for path, _, post in use.files:
-            assert _sha256(inspect.read_file(client, receipt.digest, f"/{SITE}/{path}")) == post
-    assert inspect.read_file(client, receipt.digest, "/app/versions.txt") == b"vllm: v0.31.0\n"
+    with short_lived.created(client, receipt.digest) as container:
+        for use in target.series:
+            for path, _, post in use.files:
+                assert _sha256(inspect.read_file(container, f"/{SITE}/{path}")) == post
+        assert inspect.read_file(container, "/app/versions.txt") == b"vllm: v0.31.0\n"
 
 
 def test_a_base_whose_file_was_edited_fails_the_patch_step(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kiln import errors, process, report
-from kiln.smoke import checks, guard, puppet, run, server, transcript
+from kiln.engine import guard
+from kiln.smoke import checks, puppet, run, server, transcript
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser=minimax_m3", "--reason
 RUN = """
 import sys, time
 import docker
-from kiln.smoke import guard
+from kiln.engine import guard
 with guard.guarded(sys.argv[1]) as session:
     docker.DockerClient(base_url=sys.argv[1]).containers.run(
         sys.argv[2], ["-c", "import time; time.sleep(300)"], entrypoint="python3", detach=True, init=True,

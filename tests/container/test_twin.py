@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from kiln import errors, plan, process
+from kiln.engine import short_lived
 from kiln.image import base, build, buildx, inspect
 from kiln.image.rehearsal import rehearse
 from kiln.patching import authoring
@@ -45,6 +46,11 @@ for folder, folders, files in os.walk("/"):
 """
 
 
+def read(client: docker.DockerClient, image: str, path: str) -> bytes:
+    with short_lived.created(client, image) as container:
+        return inspect.read_file(container, path)
+
+
 def test_the_receipt_tells_what_was_built(twin: Receipt, twin_plan: Plan, real_catalog: Catalog) -> None:
     written = json.loads((real_catalog.output(twin_plan.target.slug) / "twin.json").read_text())
     assert written["digest"] == twin.digest
@@ -56,7 +62,7 @@ def test_the_ledger_in_the_image_is_the_rehearsals(
     client: docker.DockerClient, twin_image: str, twin_plan: Plan, real_catalog: Catalog
 ) -> None:
     rehearsal = rehearse(twin_plan, real_catalog, build.twin_of(twin_plan).wheel)
-    assert inspect.read_file(client, twin_image, build.LEDGER) == rehearsal.ledger
+    assert read(client, twin_image, build.LEDGER) == rehearsal.ledger
 
 
 def test_the_patched_files_have_their_post_hashes(
@@ -64,7 +70,7 @@ def test_the_patched_files_have_their_post_hashes(
 ) -> None:
     for use in twin_plan.series:
         for path, _, post in use.files:
-            assert hashlib.sha256(inspect.read_file(client, twin_image, f"{SITE}/{path}")).hexdigest() == post
+            assert hashlib.sha256(read(client, twin_image, f"{SITE}/{path}")).hexdigest() == post
 
 
 def test_labels_name_release_base_and_series(client: docker.DockerClient, twin_image: str, twin: Receipt) -> None:
@@ -118,11 +124,29 @@ def test_an_image_with_another_ledger_is_not_tagged(
     real_catalog: Catalog, client: docker.DockerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = plan.make(real_catalog, variant="mxfp8", arch="gfx950")
-    read = inspect.read_file
-    monkeypatch.setattr(inspect, "read_file", lambda *args: read(*args) + b" ")
+    real = inspect.read_file
+    monkeypatch.setattr(inspect, "read_file", lambda *args: real(*args) + b" ")
     with pytest.raises(errors.NotApplied, match="ledger is not the rehearsal's"):
         build.run(real_catalog, other, twin=True, reporter=QUIET)
     assert not client.images.list(f"kiln/{other.target.slug}-twin")
+
+
+def test_a_file_changed_after_the_patch_step_is_found_and_not_tagged(
+    edited: Callable[[Callable[[Path], None]], Catalog], client: docker.DockerClient
+) -> None:
+    def meddle(root: Path) -> None:
+        dockerfile = root / "images/twin/Dockerfile"
+        change = f"RUN python3 -B -c \"open('{SITE}/{PARSER}', 'a').write('# later')\"\n"
+        dockerfile.write_text(dockerfile.read_text().replace("# not linked:", f"{change}# not linked:"))
+
+    meddled = edited(meddle)
+    other = plan.make(meddled, variant="bf16", arch="gfx942")
+    images = {image.id for image in client.images.list(all=True)}
+    with pytest.raises(errors.NotApplied, match="TARGET_MODIFIED") as caught:
+        build.run(meddled, other, twin=True, reporter=QUIET)
+    assert PARSER in caught.value.message
+    assert not client.images.list(f"kiln/{other.target.slug}-twin")
+    assert {image.id for image in client.images.list(all=True)} == images
 
 
 def test_an_edit_of_the_same_size_reaches_the_image(

@@ -11,6 +11,7 @@ def build(**changes: object) -> buildx.Build:
         "context": Path("/s/context"),
         "contexts": {},
         "args": {},
+        "inherited": (),
         "secrets": {},
         "labels": {},
         "network": "none",
@@ -23,6 +24,7 @@ def test_the_whole_command() -> None:
     full = build(
         contexts={"base": "docker-image://r/i@sha256:0", "tools": "/s/tools"},
         args={"PYTHON": "3.11", "EMPTY": ""},
+        inherited=("http_proxy",),
         secrets={"ca.crt": Path("/etc/ca bundle.crt"), "uv.toml": Path("/s/uv.toml")},
         labels={"org.opencontainers.image.revision": "abc", "a": "b=c d"},
         network="host",
@@ -41,6 +43,7 @@ def test_the_whole_command() -> None:
         "--build-arg=SOURCE_DATE_EPOCH=1735689600",
         "--build-arg=PYTHON=3.11",
         "--build-arg=EMPTY=",
+        "--build-arg=http_proxy",
         "--build-context=base=docker-image://r/i@sha256:0",
         "--build-context=tools=/s/tools",
         "--secret=id=ca.crt,src=/etc/ca bundle.crt",

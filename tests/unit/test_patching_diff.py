@@ -83,6 +83,14 @@ def test_t13_a_target_without_final_newline_is_exact() -> None:
     assert (misfit.expected, misfit.found) == ("line 3: 3\\ No newline at end of file", "line 3: 3")
 
 
+def test_t13_a_hunk_that_takes_the_final_newline_away_fits_at_the_end_only() -> None:
+    data = diff_of({P: b"1\n2\n3\n"}, {P: b"1\n2\n3"})
+    assert fitted(b"1\n2\n3\n", data) == b"1\n2\n3"
+    misfit = fitted(b"1\n2\n3\n4\n", data)
+    assert isinstance(misfit, hunks.Misfit)
+    assert (misfit.expected, misfit.found) == ("end of file", "line 4: 4")
+
+
 def test_t17_the_same_file_twice() -> None:
     assert "twice" in refused(GOOD + GOOD)
     assert "letter case" in refused(GOOD + GOOD.replace(b"vllm/a.py", b"vllm/A.py"))
@@ -176,7 +184,8 @@ def test_t48_what_is_not_a_plain_unified_diff(data: bytes, cause: str) -> None:
 
 
 def test_t51_too_large_is_refused_at_once() -> None:
-    assert "limit" in refused(GOOD + b" " * 50_000_000)
+    assert "bytes; the limit" in refused(GOOD + b" " * 50_000_000)
+    assert "lines; the limit" in refused(GOOD + b" \n" * 100_000)
 
 
 def test_t60_line_ends_must_be_equal() -> None:

@@ -439,3 +439,34 @@ def test_source_date_epoch_too_far_away(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
         with pytest.raises(errors.BadInput, match="too far away"):
             engine.apply(three(), root)
+
+
+def test_t66_what_is_so_already_needs_no_writable_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At container start the image is often mounted read-only: no lock, no file, nothing but reading."""
+    patched, plain = wheel(tmp_path / "patched"), wheel(tmp_path / "plain")
+    engine.apply(three(), patched)
+    opened = os.open
+
+    def read_only(path: str, flags: int, *args: int, **kwargs: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(30, "Read-only file system", path)
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert engine.apply(three(), patched).outcome is Outcome.ALREADY_APPLIED
+    assert engine.verify(patched).outcome is Outcome.ALREADY_APPLIED
+    assert engine.revert(plain).outcome is Outcome.REVERTED
+    for run in (lambda: engine.revert(patched), lambda: engine.apply(three(), plain)):
+        with pytest.raises(errors.CannotWrite, match="Read-only"):
+            run()
+
+
+@pytest.mark.parametrize("suffix", [".orig", ".rej", "~", ".kiln-new", ".kiln-old"])
+def test_t37_verify_finds_what_a_tool_left_beside_a_file(tmp_path: Path, suffix: str) -> None:
+    root = wheel(tmp_path)
+    engine.apply(three(), root)
+    (tmp_path / f"vllm/__init__.py{suffix}").touch()
+    assert engine.verify(root).outcome is Outcome.ALREADY_APPLIED
+    (tmp_path / f"vllm/a.py{suffix}").touch()
+    report = engine.verify(root)
+    assert [(file.path, file.outcome) for file in report.files] == [(f"vllm/a.py{suffix}", Outcome.STALE_RESIDUE)]

@@ -41,7 +41,9 @@ try:
 except errors.BadInput as error:
     print(error.message[:300])
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_utime + used.ru_stime, used.ru_maxrss)
+# not ru_maxrss: that begins with what the process that started this one had
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(used.ru_utime + used.ru_stime, peak.split()[1])
 """
 PATHS = (str(Path(diff.__file__).parents[2]), str(Path(sys.modules["unidiff"].__path__[0]).parent))
 

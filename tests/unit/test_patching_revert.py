@@ -101,7 +101,7 @@ def test_a_tree_without_a_series_is_left_alone(tmp_path: Path) -> None:
     for wanted in (None, three()):
         report = engine.revert(root, wanted)
         assert (report.outcome, report.patches) == (Outcome.REVERTED, ())
-        assert report.hint.startswith("nothing to revert: no ledger")
+        assert report.hint.startswith("nothing to revert: no series")
     assert snapshot(tmp_path) == before
 
 

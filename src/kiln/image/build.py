@@ -7,16 +7,19 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiln import engine as engines
 from kiln import errors, files, process
 from kiln.image import base, buildx, context, inspect, receipt
-from kiln.image.rehearsal import Rehearsal, rehearse
+from kiln.image.rehearsal import Rehearsal, describe, rehearse
+from kiln.trees import answer, containers
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from docker import DockerClient
 
     from kiln.catalog import Catalog, records
     from kiln.engine import Engine
@@ -25,9 +28,11 @@ if TYPE_CHECKING:
 
 LEDGER = "/opt/kiln/ledger.json"
 _PULL_TIMEOUT_S = 60
+_VERIFY_TIMEOUT_S = 120
 # how BuildKit's plain progress shows the end of kiln-patch with exit code 5, and a line that a step printed
 _PATCH_STEP_FAILED = re.compile(r"kiln-patch\.pyz apply .*exit code: 5\b")
 _STEP_OUTPUT = re.compile(r"^#\d+ \d+\.\d+ (.*)$")
+_CATALOG = ("images", "patches", "recipes", "src/kiln/patching", "src/kiln/image")
 _PROXY_ARGS = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
@@ -44,7 +49,7 @@ class _Job:
 
     @property
     def name(self) -> str:
-        return f"{self.plan.target.slug}-twin" if self.twin else self.plan.target.slug
+        return self.context.name
 
     @property
     def kind(self) -> str:
@@ -52,7 +57,11 @@ class _Job:
 
     @property
     def context(self) -> Path:
-        return self.catalog.state / "contexts" / self.name
+        return _context(self.catalog, self.plan, twin=self.twin)
+
+    @property
+    def metadata(self) -> Path:
+        return self.context.with_name(f"{self.name}.metadata.json")
 
 
 def twin_of(plan: Plan) -> records.Twin:
@@ -80,13 +89,22 @@ def run(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter) -> rece
     rehearsal = rehearse_target(catalog, plan, twin=twin, reporter=reporter)
     engine = engines.ensure(catalog.state / "engine", reporter)
     job = _Job(catalog=catalog, plan=plan, twin=twin, rehearsal=rehearsal, engine=engine, reporter=reporter)
-    with files.locked(job.context):
-        build = _twin_build(job) if twin else _real_build(job)
+    with files.locked(job.context), tempfile.TemporaryDirectory(prefix="kiln-secrets-") as secrets:
+        build = _twin_build(job, Path(secrets)) if twin else _real_build(job)
         _run_buildkit(job, build)
         digest = json.loads(build.metadata.read_text(encoding="utf-8"))["containerimage.digest"]
         made = _accept(job, digest, build.labels["org.opencontainers.image.base.digest"])
     receipt.write(catalog.output(plan.target.slug), made)
     return made
+
+
+def patch_folder(catalog: Catalog, plan: Plan, *, twin: bool) -> Path:
+    """Return the folder that a build has staged for its patch step: kiln-patch.pyz and series/."""
+    return _context(catalog, plan, twin=twin) / "patch"
+
+
+def _context(catalog: Catalog, plan: Plan, *, twin: bool) -> Path:
+    return catalog.state / "contexts" / (f"{plan.target.slug}-twin" if twin else plan.target.slug)
 
 
 def _run_buildkit(job: _Job, build: buildx.Build) -> None:
@@ -112,16 +130,15 @@ def _run_buildkit(job: _Job, build: buildx.Build) -> None:
 
 
 def _accept(job: _Job, digest: str, base_digest: str) -> receipt.Receipt:
-    """Compare the image's own ledger with the rehearsal's, then tag the image."""
+    """Verify the patched files in the image, compare its ledger with the rehearsal's, then tag it."""
     with contextlib.closing(job.engine.client()) as client:
-        with job.reporter.step("compare the image's ledger with the rehearsal's"):
-            ledger = inspect.read_file(client, digest, LEDGER)
-            if ledger != job.rehearsal.ledger:
-                raise errors.NotApplied(
-                    f"{digest}: its ledger is not the rehearsal's, so it was not tagged",
-                    hint=f"the base is not this release's: docker run --rm {digest} cat {LEDGER}",
-                )
-            client.images.get(digest).tag(f"kiln/{job.name}", tag="latest")
+        try:
+            with job.reporter.step("verify the patched files in the image"):
+                ledger = _verified_ledger(job, client, digest)
+        except errors.NotApplied:
+            inspect.discard(client, digest)
+            raise
+        client.images.get(digest).tag(f"kiln/{job.name}", tag="latest")
         commit, dirty = catalog_state(job.catalog.root)
         return receipt.Receipt(
             target=job.plan.target.slug,
@@ -139,7 +156,25 @@ def _accept(job: _Job, digest: str, base_digest: str) -> receipt.Receipt:
         )
 
 
-def _twin_build(job: _Job) -> buildx.Build:
+def _verified_ledger(job: _Job, client: DockerClient, digest: str) -> bytes:
+    """Return the ledger in the image, once every patched file was hashed there and the ledger is the rehearsal's."""
+    with containers.made_of(client, digest) as place:
+        patcher, series = (place.send(job.context / "patch" / name) for name in ("kiln-patch.pyz", "series"))
+        argv = (patcher, "verify", "--json", "--series", series)
+        said = answer.read(argv, place.run(argv, seconds=_VERIFY_TIMEOUT_S), tree=place.name, again="./inv build")
+        if said.exit_code:
+            found = [f"{digest}: not what the rehearsal gave, so it was not tagged", *describe(said.report)]
+            raise errors.NotApplied("\n".join(found), hint="look for a step after the patch step in the Dockerfile")
+        ledger = inspect.read_file(place.container, LEDGER)
+    if ledger != job.rehearsal.ledger:
+        raise errors.NotApplied(
+            f"{digest}: its ledger is not the rehearsal's, so it was not tagged",
+            hint=f"the base is not this release's: docker run --rm {digest} cat {LEDGER}",
+        )
+    return ledger
+
+
+def _twin_build(job: _Job, secrets: Path) -> buildx.Build:
     catalog, twin = job.catalog, twin_of(job.plan)
     bases, data = catalog.state / "bases", catalog.root / "images/twin/base"
     if twin.base == "debian":
@@ -156,16 +191,17 @@ def _twin_build(job: _Job) -> buildx.Build:
         context.stage(job.context, job.rehearsal, pins)
         context.stage_twin(job.context, catalog, twin, catalog.releases.releases[job.plan.target.release])
         tools = context.stage_tools(catalog.state, twin)
-        secrets = context.stage_secrets(catalog.state / "secrets")
+        secret_files = context.stage_secrets(secrets)
     return buildx.Build(
         dockerfile=catalog.root / "images/twin/Dockerfile",
         context=job.context,
         contexts=tools | named,
-        args={"BASE": argument} | {name: os.environ[name] for name in _PROXY_ARGS if name in os.environ},
-        secrets=secrets,
+        args={"BASE": argument},
+        inherited=tuple(name for name in _PROXY_ARGS if name in os.environ),
+        secrets=secret_files,
         labels=_labels(job, base_name=base_name, base_digest=base_digest),
         network=job.engine.build_network,
-        metadata=job.context.with_suffix(".metadata.json"),
+        metadata=job.metadata,
     )
 
 
@@ -181,10 +217,11 @@ def _real_build(job: _Job) -> buildx.Build:
         context=job.context,
         contexts={},
         args={"BASE": reference},
+        inherited=(),
         secrets={},
         labels=_labels(job, base_name=base_name, base_digest=base_digest),
         network=job.engine.build_network,
-        metadata=job.context.with_suffix(".metadata.json"),
+        metadata=job.metadata,
     )
 
 
@@ -233,8 +270,12 @@ def _labels(job: _Job, *, base_name: str, base_digest: str) -> dict[str, str]:
 
 
 def catalog_state(root: Path) -> tuple[str, bool]:
-    """Return the commit of the catalog and whether it was edited since; ("none", True) outside of git."""
-    at = process.run(("git", "-C", str(root), "rev-parse", "HEAD"))
-    if at.code:
+    """Return the last commit that changed what images are made of, and whether that was edited since.
+
+    ("none", True) outside of git. A commit to anything else leaves labels, and so digests, as they are.
+    """
+    git = ("git", "-C", str(root))
+    at = process.run((*git, "log", "-1", "--format=%H", "--", *_CATALOG))
+    if at.code or not at.stdout.strip():
         return "none", True
-    return at.stdout.strip(), bool(process.ask(("git", "-C", str(root), "status", "--porcelain")).strip())
+    return at.stdout.strip(), bool(process.ask((*git, "status", "--porcelain", "--", *_CATALOG)).strip())

@@ -16,12 +16,16 @@ PLATFORM = "linux/amd64"
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """One BuildKit build: `contexts` are named contexts, `secrets` files that reach no layer."""
+    """One BuildKit build: `contexts` are named contexts, `secrets` files that reach no layer.
+
+    `inherited` names arguments that BuildKit reads from the environment, so that a proxy's password is in no argv.
+    """
 
     dockerfile: Path
     context: Path
     contexts: Mapping[str, str]
     args: Mapping[str, str]
+    inherited: tuple[str, ...]
     secrets: Mapping[str, Path]
     labels: Mapping[str, str]
     network: str
@@ -43,6 +47,7 @@ def command(build: Build, *, docker: str = "docker") -> tuple[str, ...]:
         f"--file={build.dockerfile}",
         f"--build-arg=SOURCE_DATE_EPOCH={SOURCE_DATE_EPOCH}",
         *(f"--build-arg={name}={value}" for name, value in build.args.items()),
+        *(f"--build-arg={name}" for name in build.inherited),
         *(f"--build-context={name}={value}" for name, value in build.contexts.items()),
         *(f"--secret=id={name},src={path}" for name, path in build.secrets.items()),
         *(f"--label={name}={value}" for name, value in build.labels.items()),

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from typing import TYPE_CHECKING
 
-from docker.errors import NotFound
+from docker.errors import APIError, NotFound
 
 from kiln import errors
 
 if TYPE_CHECKING:
     from docker import DockerClient
+    from docker.models.containers import Container
 
 _MAX_FILE_BYTES = 10_000_000
 
 
-def read_file(client: DockerClient, image: str, path: str) -> bytes:
-    """Return one file of an image; raises NotApplied when the image does not have it."""
-    container = client.containers.create(image, command=["true"], network_disabled=True)
+def read_file(container: Container, path: str) -> bytes:
+    """Return one file of a container; raises NotApplied when it does not have it."""
     try:
         stream, stat = container.get_archive(path)
         if stat is None or stat["size"] > _MAX_FILE_BYTES:
-            raise errors.NotApplied(f"{image}: {path} is larger than {_MAX_FILE_BYTES} bytes")
+            raise errors.NotApplied(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
         with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
             member = archive.extractfile(archive.getmembers()[0])
             assert member is not None
             return member.read()
     except NotFound as error:
-        raise errors.NotApplied(f"{image}: no {path}: the patch step did not run in this image") from error
-    finally:
-        container.remove(force=True)
+        raise errors.NotApplied(f"{path}: not in the image: its patch step did not run") from error
 
 
 def layers(client: DockerClient, image: str) -> tuple[str, ...]:
@@ -45,3 +44,10 @@ def compressed_bytes(client: DockerClient, image: str) -> int:
 
 def _keeps_content(client: DockerClient) -> bool:
     return ["driver-type", "io.containerd.snapshotter.v1"] in (client.info().get("DriverStatus") or [])
+
+
+def discard(client: DockerClient, image: str) -> None:
+    """Remove an image that has no tag and is not in use; its layers stay in BuildKit's cache."""
+    with contextlib.suppress(APIError):
+        if not client.images.get(image).tags:
+            client.images.remove(image, noprune=True)

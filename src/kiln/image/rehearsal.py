@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kiln.catalog import Catalog, records
-    from kiln.patching.outcomes import SeriesReport
+    from kiln.patching.outcomes import FileReport, SeriesReport
     from kiln.plan import Plan
 
 DISTRIBUTION = "vllm"
@@ -70,20 +70,27 @@ def compile_series(plan: Plan, catalog: Catalog) -> Series:
 
 
 def describe(report: SeriesReport) -> Iterator[str]:
-    """Yield one line for each patch, file and hunk that is not as it should be."""
-    for patch in report.patches:
-        if patch.outcome.done:
-            continue
+    """Yield one line for each patch, file and hunk that is not as it should be.
+
+    A patch that was not looked at because of another one (UNKNOWN) is left out.
+    """
+    wrong = [patch for patch in report.patches if not patch.outcome.done]
+    known = [patch for patch in wrong if patch.outcome is not Outcome.UNKNOWN]
+    for patch in known or wrong:
         yield f"patch {patch.id}: {patch.outcome.value}{f': {patch.hint}' if patch.hint else ''}"
         for file in patch.files:
             if not file.outcome.done:
-                hunk = f" hunk {file.hunk}" if file.hunk else ""
-                yield f"  {file.path}{hunk}: {file.outcome.value}"
-                yield f"    expected: {file.expected}"
-                yield f"    found:    {file.found}"
+                yield from _row(file)
     for file in report.files:
         if not file.outcome.done:
-            yield f"  {file.path}: {file.outcome.value}: expected {file.expected}, found {file.found}"
+            yield from _row(file)
+
+
+def _row(file: FileReport) -> Iterator[str]:
+    yield f"  {file.path}{f' hunk {file.hunk}' if file.hunk else ''}: {file.outcome.value}"
+    for name, value in (("expected", file.expected), ("found", file.found)):
+        if value:
+            yield f"    {name + ':':<9} {value}"
 
 
 def _next_step(plan: Plan) -> str:

@@ -82,8 +82,6 @@ def parse(data: bytes, name: str) -> tuple[FileDiff, ...]:
         raise errors.BadDiff(f"{name}: {str(error).strip()[:200]}") from error
     headers = _headers(parsed, lines, name)
     sections = _sections(headers, name)
-    if len(sections) != len(parsed):
-        raise errors.BadDiff(f"{name}: its file headers do not hold together")
     files = tuple(_file(section, found, name) for section, found in zip(sections, parsed, strict=True))
     seen: set[str] = set()
     for file in files:

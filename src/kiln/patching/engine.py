@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kiln.patching import bytecode, errors, history, journal, ledger, lock, plan, record, undo
+from kiln.patching import bytecode, errors, history, journal, ledger, lock, paths, plan, record, undo
 from kiln.patching.outcomes import (
     ABSENT,
     FileReport,
@@ -23,7 +23,7 @@ from kiln.patching.outcomes import (
 from kiln.patching.tree import Directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from kiln.patching.plan import Plan
@@ -179,7 +179,7 @@ def _nothing_to_revert(root: Root, series: Series | None) -> SeriesReport:
         report = planned(series, root).report
         if report.outcome is not Outcome.APPLIED:
             return report
-    return SeriesReport(Outcome.REVERTED, hint=f"nothing to revert: {_NO_LEDGER}")
+    return SeriesReport(Outcome.REVERTED, hint=_NOTHING)
 
 
 def _taken_back(root: Root, series: Series | None, held: lock.Held, *, epoch: int | None) -> SeriesReport:
@@ -246,7 +246,7 @@ def _without_series(root: Root) -> SeriesReport:
 
 
 def _findings(root: Root) -> Iterator[FileReport]:
-    """Check what hashes do not: RECORD lines and bytecode of every file that the ledger names."""
+    """Check what hashes do not: RECORD lines, bytecode and leftovers of every file that the ledger names."""
     held = ledger_bytes(root)
     if held is None:
         yield from _residue(root)
@@ -267,7 +267,19 @@ def _findings(root: Root) -> Iterator[FileReport]:
     for path, source in files.items():
         for compiled, problem in bytecode.stale(tree, path, source):
             yield FileReport(compiled, Outcome.STALE_RESIDUE, f"bytecode of {path}", problem, hint="remove this file")
+    yield from _droppings(tree, files)
+
+
+def _droppings(tree: Directory, files: Iterable[str]) -> Iterator[FileReport]:
+    """Name what a patching tool or a killed run left beside the files of a series."""
+    for path in files:
+        folder, _, name = path.rpartition("/")
+        left = {name + suffix for suffix in paths.DROPPINGS}.intersection(tree.names(folder) if folder else ())
+        for each in sorted(left):
+            where = f"{folder}/{each}"
+            yield FileReport(where, Outcome.STALE_RESIDUE, ABSENT, "left by a patching tool", hint="remove this file")
 
 
 _REINSTALL = "reinstall the package"
+_NOTHING = "nothing to revert: no series was applied to this tree, it has no ledger"
 _NO_LEDGER = "no ledger: no series was applied to this tree"

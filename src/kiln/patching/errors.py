@@ -7,7 +7,7 @@ PatchingError
 │   ├── BadPath          2   a path is unsafe, by its name or by what lies on the way
 │   └── BadRoot          2   no root, two roots, or the wrong version in it
 ├── Locked               5   another run holds the tree
-├── CannotWrite          5   the system refused a write; the tree is as it was
+├── CannotWrite          5   the system refused a read or a write; the tree is as it was
 ├── Interrupted          5   a killed run left files that are neither pre nor post
 └── DoesNotApply         5   an edition does not fit the files it is made for
 """

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 NEW, OLD = ".kiln-new", ".kiln-old"
+DROPPINGS = (NEW, OLD, ".orig", ".rej", "~")  # what we, GNU patch and editors leave beside a file
 _NAME_BYTES = 255 - len(NEW)  # our file beside it has to fit too
 _PATH_BYTES, _PATH_PARTS = 1024, 40
 LARGEST = 8 * 1024 * 1024  # what a file of a series directory may hold

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kiln.patching.tree import Tree
 
 NAME = "kiln-undo"
-LARGEST = 64 * 1024 * 1024
+_MOST_LINES = 10_000_000
 _FIELDS = ("schema", "editions", "record", "modes", "made")
 _HIGHEST_MODE = 0o7777
 
@@ -117,7 +117,7 @@ def _lines(rows: list[object]) -> tuple[tuple[int, bytes], ...]:
         fields = strictjson.fields(row, ("at", "line"), where)
         place = strictjson.typed(fields["at"], int, where)
         line = strictjson.typed(fields["line"], str, where)
-        if not 0 <= place <= LARGEST or any(character > "\xff" for character in line):
+        if not 0 <= place <= _MOST_LINES or any(character > "\xff" for character in line):
             raise errors.BadSeries(f"{where}: no line of a RECORD")
         found.append((place, line.encode("latin-1")))
     return tuple(found)

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiln import errors
+from kiln.engine import guard
 from kiln.errors import Finding
-from kiln.smoke import caches, checks, guard, puppet, server, transcript
+from kiln.smoke import caches, checks, puppet, server, structural, transcript
 from kiln.smoke.records import CheckResult, SmokeResult
 from kiln.smoke.talk import Talk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kiln.engine.guard import Session
     from kiln.report import Reporter
-    from kiln.smoke.guard import Session
     from kiln.smoke.records import Status, Tier
     from kiln.smoke.server import Engine, ServeSpec
 
@@ -29,12 +30,29 @@ _GPU_DEVICES = ("/dev/kfd", "/dev/nvidia0")
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What is smoked: an image that the engine holds, what the recipe serves it with, and the family of transcripts."""
+    """What is smoked: an image that the engine holds, what the recipe serves it with, and the family of transcripts.
+
+    `patched` is what the image should hold; `not_served` are flags of the recipe that mean nothing without a GPU.
+    """
 
     image: str
     family: str
     flags: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
+    patched: structural.Patched | None = None
+    not_served: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Started:
+    """What a run has made before it starts the server."""
+
+    engine: Engine
+    spec: ServeSpec
+    session: Session
+    family: transcript.Family
+    patched: structural.Patched | None
+    reporter: Reporter
 
 
 def run(engine: Engine, inputs: Inputs, *, cache: Path, reporter: Reporter) -> SmokeResult:
@@ -48,39 +66,60 @@ def run(engine: Engine, inputs: Inputs, *, cache: Path, reporter: Reporter) -> S
     for name in guard.sweep(engine.host):
         reporter.note(f"removed container {name}, left by a run that is gone")
     with guard.guarded(engine.host) as session:
-        found = tuple(_serve_tier(engine, spec, session, family=family, reporter=reporter))
+        started_run = _Started(
+            engine=engine,
+            spec=spec,
+            session=session,
+            family=family,
+            patched=inputs.patched,
+            reporter=reporter,
+        )
+        found = tuple(_serve(started_run))
     with contextlib.closing(engine.client()) as client:
         caches.prune(client, used=spec.volumes)
     seconds = round(time.monotonic() - clock, 2)
     return SmokeResult(
-        image=image.digest, puppet=made.digest, started=started, seconds=seconds, checks=(*found, *_other_tiers())
+        image=image.digest, puppet=made.digest, started=started, seconds=seconds, checks=(*found, *_not_covered(inputs))
     )
 
 
-def _serve_tier(
-    engine: Engine, spec: ServeSpec, session: Session, *, family: transcript.Family, reporter: Reporter
-) -> Iterator[CheckResult]:
+def _serve(made: _Started) -> Iterator[CheckResult]:
     clock = time.monotonic()
     with contextlib.ExitStack() as stack:
         try:
-            with reporter.step("start the server") as detail:
-                running = stack.enter_context(server.serving(engine, spec, session, detail=detail))
+            with made.reporter.step("start the server") as detail:
+                running = stack.enter_context(server.serving(made.engine, made.spec, made.session, detail=detail))
         except errors.SmokeFailed as error:
-            finding = Finding(where="start", problem=error.message, hint=error.hint)
-            yield _served("start", clock, finding)
-            yield from (_not_run("serve", check.name, "the server did not start") for check in checks.SERVE)
-            yield _not_run("serve", "shutdown", "the server did not start")
+            yield _served("start", clock, Finding(where="start", problem=error.message, hint=error.hint))
+            yield from _unserved(made.patched)
             return
         yield _served("start", clock)
-        with reporter.step("ask the server") as detail:
-            talk = stack.enter_context(Talk(running.url, spec.served_name, family.tools))
-            means = {said.name: said for said in family.cut()}
-            subject = checks.Subject(talk=talk, means=means, markers=family.markers)
-            for check in checks.SERVE:
-                detail(check.name)
-                yield checks.run(check, subject)
-        with reporter.step("stop the server"):
+        yield from _ask(made, running)
+        if made.patched:
+            client = stack.enter_context(contextlib.closing(made.engine.client()))
+            with made.reporter.step("verify the patched files, run the probes"):
+                yield from structural.run(client, str(running.container.name), made.patched)
+        with made.reporter.step("stop the server"):
             yield _shutdown(running)
+
+
+def _ask(made: _Started, running: server.Running) -> Iterator[CheckResult]:
+    with (
+        made.reporter.step("ask the server") as detail,
+        Talk(running.url, made.spec.served_name, made.family.tools) as talk,
+    ):
+        means = {said.name: said for said in made.family.cut()}
+        subject = checks.Subject(talk=talk, means=means, markers=made.family.markers)
+        for check in checks.SERVE:
+            detail(check.name)
+            yield checks.run(check, subject)
+
+
+def _unserved(patched: structural.Patched | None) -> Iterator[CheckResult]:
+    reason = "the server did not start"
+    yield from (_not_run("serve", check.name, reason) for check in checks.SERVE)
+    yield _not_run("serve", "shutdown", reason)
+    yield from (_not_run("structural", name, reason) for name in (patched.names if patched else ()))
 
 
 def _shutdown(running: server.Running) -> CheckResult:
@@ -105,9 +144,13 @@ def _not_run(tier: Tier, name: str, reason: str) -> CheckResult:
     return CheckResult(tier=tier, name=name, status="not_run", reason=reason)
 
 
-def _other_tiers() -> Iterator[CheckResult]:
-    yield _not_run("structural", "structural", "the checks of the image's files are not part of this step")
-    yield _not_run("replay", "replay", "the replay through the image's parsers is not part of this step")
+def _not_covered(inputs: Inputs) -> Iterator[CheckResult]:
+    if inputs.not_served:
+        yield _not_run("serve", "flags", f"without a GPU it was served without {' '.join(inputs.not_served)}")
+    if inputs.patched is None:
+        yield _not_run("structural", "verify", "no series was named for this image")
+    yield _not_run("structural", "flags, code objects", "not part of this release of Kiln")
+    yield _not_run("replay", "replay", "not part of this release of Kiln")
     no_gpu = not any(Path(device).exists() for device in _GPU_DEVICES)
     reason = "no GPU on this machine" if no_gpu else "not part of a smoke run of a CPU-only image"
     yield _not_run("device", "device", reason)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
     from testcontainers.core.waiting_utils import WaitStrategyTarget
 
-    from kiln.smoke.guard import Session
+    from kiln.engine.guard import Session
 
 PORT = 8000
 MODEL = "/puppet"

@@ -8,6 +8,7 @@ from kiln import engine as engines
 from kiln import errors
 from kiln.image import build
 from kiln.smoke import run as tiers
+from kiln.smoke import structural
 
 if TYPE_CHECKING:
     from kiln.catalog import Catalog
@@ -32,6 +33,11 @@ def run(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter) -> Smok
         image=receipt.digest,
         family=family,
         flags=tuple(word for flag in plan.serve.twin_flags for word in flag.words),
+        patched=structural.Patched(
+            folder=build.patch_folder(catalog, plan, twin=twin),
+            probes=tuple((use.id, catalog.root / "patches" / use.id / "probe.py") for use in plan.series),
+        ),
+        not_served=tuple(" ".join(flag.words) for flag in plan.serve.flags if flag not in plan.serve.twin_flags),
     )
     return tiers.run(engine, inputs, cache=catalog.state, reporter=reporter)
 

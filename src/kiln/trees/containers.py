@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from docker.errors import APIError, ImageNotFound, NotFound
 
 from kiln import errors, process
+from kiln.engine import short_lived
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,21 +149,22 @@ def running(client: DockerClient, name: str) -> Iterator[Inside]:
 def made_of(client: DockerClient, image: str) -> Iterator[Inside]:
     """Yield a container of an image, without network, removed at the end; Raises Missing for no image or no Python."""
     shown = f"image {image}"
-    try:
-        container = client.containers.create(
-            image,
-            entrypoint=["python3"],
-            command=["-I", "-B", "-c", _SLEEP],
-            user=_ROOT,
-            network_mode="none",
-            healthcheck={"test": ["NONE"]},
-            labels={"ai.kiln.made-for": "patch"},
-        )
-    except ImageNotFound as error:
-        raise errors.Missing(f"{shown}: the engine does not have it", hint=f"docker pull {image}") from error
-    except APIError as error:
-        raise errors.Missing(f"{shown}: {error.explanation}") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            container = stack.enter_context(
+                short_lived.created(
+                    client,
+                    image,
+                    entrypoint=["python3"],
+                    command=["-I", "-B", "-c", _SLEEP],
+                    user=_ROOT,
+                    healthcheck={"test": ["NONE"]},
+                )
+            )
+        except ImageNotFound as error:
+            raise errors.Missing(f"{shown}: the engine does not have it", hint=f"docker pull {image}") from error
+        except APIError as error:
+            raise errors.Missing(f"{shown}: {error.explanation}") from error
         try:
             container.start()
         except APIError as error:
@@ -170,8 +172,6 @@ def made_of(client: DockerClient, image: str) -> Iterator[Inside]:
         place = Inside(container=container, name=shown, folder=_fresh())
         place.check_python()
         yield place
-    finally:
-        container.remove(force=True, v=True)
 
 
 def _fresh() -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kiln import errors, process
-from kiln.smoke import guard
+from kiln.engine import guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ SOURCE = str(Path(guard.__file__).parents[2])
 # a run that starts its guard, says its session and waits to be killed
 RUN = """
 import json, sys, time
-from kiln.smoke import guard
+from kiln.engine import guard
 with guard.guarded(sys.argv[1]) as session:
     print(json.dumps(dict(session.labels)), flush=True)
     time.sleep(60)

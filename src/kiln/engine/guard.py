@@ -44,16 +44,21 @@ class Session:
     labels: tuple[tuple[str, str], ...]
 
 
+def owned(ttl_s: int) -> tuple[tuple[str, str], ...]:
+    """Return the labels by which `sweep` knows a container of a run that is gone, or past its deadline."""
+    return (
+        (SESSION, uuid.uuid4().hex),
+        (OWNER, owner(os.getpid()) or ""),
+        (DEADLINE, str(int(time.time()) + ttl_s)),
+    )
+
+
 @contextlib.contextmanager
 def guarded(host: str, *, ttl_s: int = 1800) -> Iterator[Session]:
     """Start the guard, yield the session, and remove everything that carries its label at the end."""
     _connection(host).close()  # an address that the guard cannot use is said now
-    session = uuid.uuid4().hex
-    labels = (
-        (SESSION, session),
-        (OWNER, owner(os.getpid()) or ""),
-        (DEADLINE, str(int(time.time()) + ttl_s)),
-    )
+    labels = owned(ttl_s)
+    session = dict(labels)[SESSION]
     reading, writing = os.pipe()
     try:
         guard = process.spawn(
