@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kiln import catalog, errors, git, lint, plan
-from kiln.catalog import lint as catalog_lint
 from kiln.upstream import wheel
 
 if TYPE_CHECKING:
@@ -37,9 +36,8 @@ def root(toy_catalog: Path) -> Path:
 
 def hold(root: Path, pristine: bytes, path: str = PATH, release: str = "0.31.0") -> None:
     loaded = catalog.load(root)
-    held = loaded.state / "wheels" / loaded.releases.releases[release].wheel.sha256 / path
-    held.parent.mkdir(parents=True, exist_ok=True)
-    held.write_bytes(pristine)
+    pin = loaded.releases.releases[release].wheel
+    wheel.keep(pin, path, pristine, cache=loaded.state / "wheels")
 
 
 def rewrite(root: Path, edition: bytes) -> None:
@@ -311,21 +309,6 @@ def test_a_series_without_what_a_patch_requires_is_found(root: Path) -> None:
     change(root, "applies: {", "applies: {variants: [mxfp8], arches: [gfx942, gfx950], ", "patches/second/patch.yaml")
     problem = "requires toy, which the series does not hold: mxfp8 on gfx950 with 0.31.0"
     assert found(root) == [("patches/second/patch.yaml", problem)]
-
-
-def test_a_missing_lock_of_a_twin_is_found(root: Path) -> None:
-    (root / "images/twin/0.31.0.lock").unlink()
-    where = "images/releases.yaml: releases.0.31.0.twin.requirements"
-    assert found(root) == [(where, "images/twin/0.31.0.lock is missing")]
-
-
-def test_patches_alone_leave_the_images_out(root: Path) -> None:
-    (root / "images/twin/0.31.0.lock").unlink()
-    assert list(lint.patches(catalog.load(root))) == []
-
-
-def test_a_finding_is_compared_by_value() -> None:
-    assert catalog_lint.Finding(where="a", problem="b") == catalog_lint.Finding(where="a", problem="b", hint="")
 
 
 # what a plan says of the same

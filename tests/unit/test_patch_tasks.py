@@ -13,6 +13,7 @@ from kiln.errors import Finding
 from kiln.patching.outcomes import FileReport, Outcome, PatchReport, SeriesReport
 from kiln.tasks import namespace, program, show_patch
 from kiln.trees import Answer
+from kiln.upstream import wheel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,9 +54,8 @@ def ran(toy_catalog: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
         described.read_text().replace(hashlib.sha256(old).hexdigest(), hashlib.sha256(new).hexdigest())
     )
     loaded = catalog.load(toy_catalog)
-    held = loaded.state / "wheels" / loaded.releases.releases["0.31.0"].wheel.sha256 / PATH
-    held.parent.mkdir(parents=True)
-    held.write_bytes(BEFORE)
+    pin = loaded.releases.releases["0.31.0"].wheel
+    wheel.keep(pin, PATH, BEFORE, cache=loaded.state / "wheels")
     return Ran(capsys)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from kiln import catalog, errors, plan
 from kiln.image.rehearsal import Rehearsal, rehearse
+from kiln.upstream import wheel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,9 +23,8 @@ HINT = f"nothing was built; compare {EDITION} with patch.yaml: git diff patches/
 def rehearsed(root: Path, pristine: bytes = BEFORE) -> Rehearsal:
     loaded = catalog.load(root)
     made = plan.make(loaded, variant="mxfp8", arch="gfx942")
-    held = loaded.state / "wheels" / made.wheel.sha256 / PATH
-    held.parent.mkdir(parents=True)
-    held.write_bytes(pristine)
+    pin = made.wheel
+    wheel.keep(pin, PATH, pristine, cache=loaded.state / "wheels")
     return rehearse(made, loaded, made.wheel)
 
 
@@ -78,7 +78,7 @@ def test_one_changed_byte_of_an_edition_is_named(toy_catalog: Path) -> None:
     first, *rest = error.message.splitlines()
     assert first.startswith("patch toy: PATCH_CHANGED: toy.patch has sha256 ")
     assert first.endswith(f", not {sha256}")
-    assert rest == [f"  {PATH}: PATCH_CHANGED", f"    expected: {post}", "    found:    "]
+    assert rest == [f"  {PATH}: PATCH_CHANGED", f"    expected: {post}"]
     assert error.hint == HINT
 
 
@@ -115,9 +115,8 @@ def test_an_edition_that_touches_another_file_is_named(toy_catalog: Path) -> Non
     described = toy_catalog / "patches/toy/patch.yaml"
     described.write_text(described.read_text(encoding="utf-8").replace(PATH, "vllm/other.py"), encoding="utf-8")
     loaded = catalog.load(toy_catalog)
-    held = loaded.state / "wheels" / loaded.releases.releases["0.31.0"].wheel.sha256 / "vllm/other.py"
-    held.parent.mkdir(parents=True)
-    held.write_bytes(BEFORE)
+    pin = loaded.releases.releases["0.31.0"].wheel
+    wheel.keep(pin, "vllm/other.py", BEFORE, cache=loaded.state / "wheels")
     with pytest.raises(errors.NotApplied) as caught:
         rehearsed_again(toy_catalog)
     assert caught.value.message.startswith(f"{TARGET}: toy.patch: does not touch vllm/other.py")

@@ -108,10 +108,12 @@ def test_what_was_not_run_never_counts_as_passed(statuses: tuple[Status, ...], *
     assert result(*statuses).passed is passed
 
 
-def test_other_tiers_say_why_they_were_not_run() -> None:
-    others = tuple(run._other_tiers())
-    assert [check.tier for check in others] == ["structural", "replay", "device", "full"]
-    assert all(check.status == "not_run" and check.reason for check in others)
+def test_what_was_not_covered_is_said_with_its_reason() -> None:
+    inputs = run.Inputs(image="i", family="minimax_m3", flags=(), not_served=("--block-size 128",))
+    found = tuple(run._not_covered(inputs))
+    assert [check.tier for check in found] == ["serve", "structural", "structural", "replay", "device", "full"]
+    assert all(check.status == "not_run" and check.reason for check in found)
+    assert found[0].reason == "without a GPU it was served without --block-size 128"
 
 
 def test_findings_make_a_check_fail() -> None:

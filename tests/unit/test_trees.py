@@ -14,6 +14,7 @@ from docker.errors import APIError, ImageNotFound, NotFound
 from kiln import catalog, errors, plan, process, trees
 from kiln.patching.outcomes import Outcome
 from kiln.trees import answer, containers, places
+from kiln.upstream import wheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,9 +178,8 @@ def test_a_packed_series_is_applied(
 def packed(root: Path, out: Path | str) -> Any:
     loaded = catalog.load(root)
     made = plan.make(loaded, variant="mxfp8", arch="gfx942")
-    held = loaded.state / "wheels" / made.wheel.sha256 / PATH
-    held.parent.mkdir(parents=True, exist_ok=True)
-    held.write_bytes(BEFORE)
+    pin = made.wheel
+    wheel.keep(pin, PATH, BEFORE, cache=loaded.state / "wheels")
     return trees.pack(made, loaded, str(out))
 
 

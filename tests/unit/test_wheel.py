@@ -150,18 +150,26 @@ def test_what_was_read_once_needs_no_index(index: Index, tmp_path: Path) -> None
     asked = len(index.asked)
     assert wheel.read(pin, NEAR, cache=tmp_path) == NEAR
     assert len(index.asked) == asked
-    assert sorted(path.name for path in (tmp_path / pin.sha256 / "toy").iterdir()) == ["a.py", "b.py"]
+    assert sorted(path.name for path in (tmp_path / pin.sha256 / "files/toy").iterdir()) == ["a.py", "b.py"]
     assert wheel.read(pin, [*NEAR, *FAR], cache=tmp_path) == NEAR | FAR
     assert len(index.asked) == asked + 2
+
+
+@pytest.mark.parametrize("broken", ["files/toy/a.py", "sums/toy/a.py"])
+def test_a_file_that_went_bad_in_the_cache_is_fetched_again(index: Index, tmp_path: Path, broken: str) -> None:
+    pin = index.serve(SMALL)
+    wheel.read(pin, NEAR, cache=tmp_path)
+    (tmp_path / pin.sha256 / broken).write_bytes(b"rotten")
+    asked = len(index.asked)
+    assert wheel.read(pin, NEAR, cache=tmp_path) == NEAR
+    assert len(index.asked) > asked
 
 
 def test_the_cache_is_enough_when_the_index_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     pip_config.read.cache_clear()
     pin = WheelPin(project="toy", file=FILE, sha256="0" * 64)
-    held = tmp_path / pin.sha256 / "toy/a.py"
-    held.parent.mkdir(parents=True)
-    held.write_bytes(b"held")
+    wheel.keep(pin, "toy/a.py", b"held", cache=tmp_path)
     assert wheel.read(pin, ["toy/a.py"], cache=tmp_path) == {"toy/a.py": b"held"}
     with pytest.raises(errors.Missing, match=r"^the package index has no answer for toy: ConnectionError$") as caught:
         wheel.read(pin, ["toy/b.py"], cache=tmp_path)

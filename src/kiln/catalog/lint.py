@@ -35,17 +35,6 @@ def patches(catalog: Catalog) -> Iterator[Finding]:
     yield from _twice(catalog)
 
 
-def images(catalog: Catalog) -> Iterator[Finding]:
-    """Yield files that images/releases.yaml names and that are not there."""
-    for release, pins in catalog.releases.releases.items():
-        if pins.twin and not (catalog.root / pins.twin.requirements).is_file():
-            yield Finding(
-                where=f"images/releases.yaml: releases.{release}.twin.requirements",
-                problem=f"{pins.twin.requirements} is missing",
-                hint=f"./inv lock.twin --release {release}",
-            )
-
-
 def _texts(_: Catalog, patch: records.Patch) -> Iterator[Finding]:
     for name in _TEXTS:
         text: str = getattr(patch, name)

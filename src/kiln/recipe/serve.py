@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from kiln import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from kiln.catalog import records
 
 # flags whose meaning does not depend on a GPU: a twin serves with these
+_FLAG = re.compile(r"--[A-Za-z0-9][A-Za-z0-9_.-]*")
 _TWIN_FLAGS = ("--tool-call-parser", "--enable-auto-tool-choice", "--reasoning-parser")
 
 
@@ -113,9 +117,17 @@ def _tensor_parallel_size(variant: records.Variant, product: records.Product) ->
 
 
 def _flags(args: Sequence[str], origin: str) -> Iterator[Flag]:
+    """Yield the flags of one layer; raises BadInput for a word that is neither a flag nor the value of one."""
     index = 0
     while index < len(args):
-        following = args[index + 1] if index + 1 < len(args) else None
-        value = following if following is not None and not following.startswith("-") else None
-        yield Flag(name=args[index], value=value, origin=origin)
-        index += 1 if value is None else 2
+        name, joined, value = args[index].partition("=")
+        index += 1
+        if not _FLAG.fullmatch(name):
+            raise errors.BadInput(
+                f"recipe, {origin}: {args[index - 1]!r} is neither a flag nor the value of one",
+                hint="write each flag and each value as a word of its own",
+            )
+        if not joined and index < len(args) and not args[index].startswith("--"):
+            value, joined = args[index], "="
+            index += 1
+        yield Flag(name=name, value=value if joined else None, origin=origin)

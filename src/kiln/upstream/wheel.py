@@ -47,13 +47,30 @@ def read(pin: records.WheelPin, paths: Iterable[str], *, cache: Path) -> dict[st
     """
     wanted = tuple(dict.fromkeys(paths))
     folder = cache / pin.sha256
-    found = {path: file.read_bytes() for path in wanted if (file := folder / _contained(path)).is_file()}
+    found = {path: data for path in wanted if (data := _cached(folder, path)) is not None}
     missing = [path for path in wanted if path not in found]
     if missing:
         for path, data in RemoteWheel(pin).read(missing).items():
-            files.write(folder / _contained(path), data)
+            keep(pin, path, data, cache=cache)
             found[path] = data
     return {path: found[path] for path in wanted if path in found}
+
+
+def keep(pin: records.WheelPin, path: str, data: bytes, *, cache: Path) -> None:
+    """Put a file of a wheel into the cache, with its hash beside it."""
+    folder = cache / pin.sha256
+    files.write(folder / "files" / _contained(path), data)
+    files.write(folder / "sums" / _contained(path), hashlib.sha256(data).hexdigest())
+
+
+def _cached(folder: Path, path: str) -> bytes | None:
+    """Return a file of the cache, unless it is not what was put there."""
+    try:
+        data = (folder / "files" / _contained(path)).read_bytes()
+        intact = (folder / "sums" / path).read_text() == hashlib.sha256(data).hexdigest()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return data if intact else None
 
 
 def download(pin: records.WheelPin, target: Path) -> None:
