@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from kiln import errors, plan, process
+from kiln import errors, plan, process, trees
 from kiln.engine import short_lived
 from kiln.image import base, build, inspect
+from kiln.patching.outcomes import Outcome
 from kiln.report import Reporter
 from kiln.upstream.wheel import RemoteWheel
 
@@ -156,3 +157,21 @@ def test_a_base_that_cannot_be_pulled_is_named_after_the_rehearsal(
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def test_a_container_without_packages_is_patched_once(
+    lookalike: Callable[[dict[str, bytes]], Lookalike],
+    real_catalog: Catalog,
+    client: docker.DockerClient,
+) -> None:
+    """Nothing but a bare Python and vLLM's own files: the zipapp needs no more."""
+    made = lookalike({})
+    image = f"{made.registry}/vllm/vllm-openai-rocm@{made.digest}"
+    client.images.pull(image)
+    command = ["python3", "-c", "import time; time.sleep(300)"]
+    with short_lived.created(client, image, command=command) as container:
+        container.start()
+        where = trees.Where(container=str(container.name))
+        wanted = trees.Wanted(variant="mxfp8", arch="gfx942")
+        outcomes = [trees.run("apply", where, wanted, real_catalog).report.outcome for _ in range(2)]
+    assert outcomes == [Outcome.APPLIED, Outcome.ALREADY_APPLIED]
