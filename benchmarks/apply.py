@@ -192,8 +192,8 @@ def reset(bench: Bench) -> None:
         (bench.site / path).unlink()
         (bench.site / path).write_bytes(bench.pristine[path])
         shutil.rmtree((bench.site / path).parent / "__pycache__", ignore_errors=True)
-    for path in (bench.site / INFO).glob("kiln-*"):
-        path.unlink()
+    for left in (bench.site / INFO).glob("kiln-*"):
+        left.unlink()
     os.sync()
 
 

@@ -9,13 +9,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from patching_support import A1, FILES, INFO, after_three, contents, series_of, snapshot, three, wheel
 
 from kiln import process
 from kiln.patching import cli, plan, series, zipapp
 from kiln.patching.tree import Memory
-
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
-from test_patching_support import A1, FILES, INFO, after_three, contents, series_of, snapshot, three, wheel
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,15 @@ import os
 import signal
 import stat
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from patching_support import FILES, INFO, after_three, compiled, snapshot, three, wheel, wide, wide_wheel
 
 from kiln.patching import engine, errors, journal, lock, roots, transaction, undo
 from kiln.patching.outcomes import Outcome
-
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
-from test_patching_support import FILES, INFO, after_three, compiled, snapshot, three, wheel, wide, wide_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -240,7 +239,7 @@ def test_t33_a_file_edited_after_the_kill_is_named_and_left_alone(tmp_path: Path
     half_applied(root)
     (tmp_path / "vllm/b.py").write_bytes(b"edited = 1\n")
     before = snapshot(tmp_path)
-    for run in (lambda: engine.apply(three(), root), lambda: engine.revert(root)):
+    for run in (partial(engine.apply, three(), root), partial(engine.revert, root)):
         with pytest.raises(errors.Interrupted) as caught:
             run()
         assert [(file.path, file.outcome) for file in caught.value.files] == [("vllm/b.py", Outcome.HALF_APPLIED)]
@@ -329,7 +328,7 @@ def test_a_journal_that_cannot_be_used_stops_everything(tmp_path: Path, value: d
     (tmp_path / "outside").write_text("mine")
     (root.metadata / journal.NAME).write_text(json.dumps(value))
     before = snapshot(tmp_path, times=False)
-    for run in (lambda: engine.apply(three(), root), lambda: engine.revert(root), lambda: engine.status(root)):
+    for run in (partial(engine.apply, three(), root), partial(engine.revert, root), partial(engine.status, root)):
         with pytest.raises(errors.Interrupted, match="not readable"):
             run()
     assert snapshot(tmp_path, times=False) == before

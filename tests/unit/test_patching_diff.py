@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import io
 import os
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patching_support import diff_of
 
 from kiln import process
 from kiln.patching import diff, errors, hunks
 from kiln.patching.outcomes import Outcome
 
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
-from test_patching_support import diff_of
+if TYPE_CHECKING:
+    from pathlib import Path
 
 P = "vllm/a.py"
 GOOD = b"""\

@@ -6,16 +6,11 @@ import py_compile
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-
-from kiln.patching import engine, errors, lock, plan, roots
-from kiln.patching.outcomes import Outcome
-from kiln.patching.tree import Memory
-
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
-from test_patching_support import (
+from patching_support import (
     A1,
     B1,
     FILES,
@@ -28,6 +23,10 @@ from test_patching_support import (
     three,
     wheel,
 )
+
+from kiln.patching import engine, errors, lock, plan, roots
+from kiln.patching.outcomes import Outcome
+from kiln.patching.tree import Memory
 
 
 @pytest.fixture(autouse=True)
@@ -456,7 +455,7 @@ def test_t66_what_is_so_already_needs_no_writable_disk(tmp_path: Path, monkeypat
     assert engine.apply(three(), patched).outcome is Outcome.ALREADY_APPLIED
     assert engine.verify(patched).outcome is Outcome.ALREADY_APPLIED
     assert engine.revert(plain).outcome is Outcome.REVERTED
-    for run in (lambda: engine.revert(patched), lambda: engine.apply(three(), plain)):
+    for run in (partial(engine.revert, patched), partial(engine.apply, three(), plain)):
         with pytest.raises(errors.CannotWrite, match="Read-only"):
             run()
 

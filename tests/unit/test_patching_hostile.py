@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patching_support import FILES, diff_of, snapshot, three, wheel
 
 from kiln import process
 from kiln.patching import diff, engine, errors, hunks, journal, ledger, series, undo
 from kiln.patching.outcomes import Outcome
-
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
-from test_patching_support import FILES, diff_of, snapshot, three, wheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,21 +1,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from patching_support import A1, A2, B1, FILES, after_three, diff_of, series_of, three
 
 from kiln.patching import authoring, errors, ledger, plan, series
 from kiln.patching.outcomes import Outcome, digest
 from kiln.patching.tree import Memory
 
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
-from test_patching_support import A1, A2, B1, FILES, after_three, diff_of, series_of, three
-
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kiln.patching.outcomes import FileReport, SeriesReport
     from kiln.patching.series import Series
 

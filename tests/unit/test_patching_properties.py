@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
+from patching_support import RELEASE, diff_of, snapshot, wheel
 
 from kiln.patching import authoring, engine, errors, plan
 from kiln.patching.outcomes import Outcome, digest
 from kiln.patching.tree import Memory
-
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
-from test_patching_support import RELEASE, diff_of, snapshot, wheel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

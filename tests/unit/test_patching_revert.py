@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-
-from kiln.patching import cli, engine, errors, ledger, lock, record, series, undo
-from kiln.patching.outcomes import Outcome, digest
-
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
-from test_patching_support import (
+from patching_support import (
     A1,
     FILES,
     INFO,
@@ -29,6 +23,12 @@ from test_patching_support import (
     wide,
     wide_wheel,
 )
+
+from kiln.patching import cli, engine, errors, ledger, lock, record, series, undo
+from kiln.patching.outcomes import Outcome, digest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)

@@ -9,17 +9,10 @@ import os
 import sys
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
-
-from kiln import process
-from kiln.patching import authoring, cli, diff, engine, errors, plan, roots, series, zipapp
-from kiln.patching.outcomes import Outcome
-from kiln.patching.tree import Memory
-
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
-from test_patching_support import (
+from patching_support import (
     A1,
     FILES,
     INFO,
@@ -31,6 +24,11 @@ from test_patching_support import (
     three,
     wheel,
 )
+
+from kiln import process
+from kiln.patching import cli, diff, engine, errors, plan, roots, series, zipapp
+from kiln.patching.outcomes import Outcome, digest
+from kiln.patching.tree import Memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -217,7 +215,7 @@ def test_t41_the_working_directory_means_nothing(tmp_path: Path, packed: Path, n
     edition = (tmp_path / "series/one.patch").read_bytes().replace(b"vllm/a.py", name.encode())
     (tmp_path / "series/one.patch").write_bytes(edition)
     index = (tmp_path / "series/series.json").read_text()
-    index = index.replace(three().patches[0].sha256, authoring.digest(edition) or "")
+    index = index.replace(three().patches[0].sha256, digest(edition) or "")
     (tmp_path / "series/series.json").write_text(index.replace('"vllm/a.py"', json.dumps(name), 1))
     untouched = snapshot(tmp_path / "root")
     assert run(packed, "apply", root, wanted, cwd=Path("/")).code == code
@@ -500,10 +498,10 @@ def test_a_root_or_a_series_that_cannot_be_listed_is_bad_input(tmp_path: Path, m
     placed(tmp_path)
     opened = Path.open
 
-    def refuse(self: Path, *args: str) -> io.IOBase:
+    def refuse(self: Path, mode: str = "r") -> IO[Any]:
         if self.suffix == ".patch":
             raise PermissionError(13, "Permission denied", str(self))
-        return opened(self, *args)
+        return opened(self, mode)
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(errors.BadSeries, match="Permission denied"):

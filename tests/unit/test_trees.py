@@ -242,7 +242,14 @@ def failure(exit_code: int, files: list[dict[str, object]]) -> str:
 
 @pytest.mark.parametrize(("code", "kind"), [(2, errors.BadInput), (5, errors.NotApplied)])
 def test_an_error_of_the_engine_keeps_its_code_and_hint(code: int, kind: type[errors.KilnError]) -> None:
-    row = {"path": "a.py", "outcome": "HALF_APPLIED", "expected": "1", "found": "2", "hunk": None, "hint": ""}
+    row: dict[str, object] = {
+        "path": "a.py",
+        "outcome": "HALF_APPLIED",
+        "expected": "1",
+        "found": "2",
+        "hunk": None,
+        "hint": "",
+    }
     with pytest.raises(kind) as caught:
         read(failure(code, [row]), code)
     assert caught.value.exit_code == code
