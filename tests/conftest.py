@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[1]
-CATALOG = ("images/releases.yaml", "images/twin", "patches", "recipes")
+CATALOG = ("images", "patches", "recipes")
 
 
 @pytest.fixture

@@ -13,7 +13,10 @@ KilnError
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -69,8 +72,33 @@ class PublishRefused(KilnError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return "unknown KIND 'NAME'", with the nearest known name, or all of them."""
+    """Return "unknown KIND 'NAME'", with the nearest known name in whatever case, or all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    tail = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    folded = {each.casefold(): each for each in names}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    every = f"known: {', '.join(names)}" if names else "none is known"
+    tail = f"did you mean {folded[near[0]]!r}?" if near else every
     return f"unknown {kind} {name!r}; {tail}"
+
+
+def of_system(error: OSError) -> BadInput:
+    """Say in one sentence what the operating system refused: the file, where it names one, and the reason."""
+    names = (name for name in (error.filename, error.filename2) if name is not None)
+    files = " -> ".join(os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in names)
+    reason = error.strerror or f"{type(error).__name__}: {error}".removesuffix(": ")
+    return BadInput(f"{files}: {reason}" if files else reason)
+
+
+def damaged(error: ImportError) -> Missing | None:
+    """Say which third-party module the environment has lost; None when the error is Kiln's own fault."""
+    while not error.name and isinstance(error.__cause__, ImportError):
+        error = error.__cause__
+    module = error.name or ""
+    if module.partition(".")[0] in {"", "kiln", *sys.stdlib_module_names}:
+        return None
+    prefix = Path(sys.prefix)
+    own = prefix == Path(__file__).parents[2] / ".venv"
+    return Missing(
+        f"the environment {prefix.name if own else prefix} is damaged: {module} cannot be imported",
+        hint="rm -rf .venv, then the same command" if own else "install Kiln into it again: pip install -e .",
+    )

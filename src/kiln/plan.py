@@ -170,7 +170,7 @@ def _unknown(catalog: Catalog, *, model: str, variant: str, arch: str, release: 
     if not variants:
         yield errors.unknown("model", model, catalog.recipes)
     if not variant:
-        yield f"--variant is missing; known: {', '.join(variants)}"
+        yield "--variant is missing" + (f"; known: {', '.join(variants)}" if variants else "")
     elif variants and variant not in variants:
         yield errors.unknown("variant", variant, variants)
     if not arch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _TAIL_LINES = 40
+_POLITE_S = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +142,16 @@ def spawn(
 
 
 def stop(child: subprocess.Popen[str]) -> None:
-    """End a child in polite steps: terminate, then kill."""
-    child.terminate()
-    try:
-        child.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+    """End a child in polite steps: interrupt, so that it cleans up, then terminate, then kill."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        child.send_signal(number)
+        try:
+            child.wait(timeout=_POLITE_S)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    child.kill()
+    child.wait()
 
 
 def python(*args: str) -> tuple[str, ...]:

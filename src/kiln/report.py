@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
@@ -11,20 +13,21 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-_SHOWN_WIDTH = 100
+_LINE_WIDTH = 100  # where there is no terminal
 _DETAIL_EVERY_S = 5.0
 
 
 class Reporter:
     """Prints one line a step with its time.
 
-    On a terminal the running step shows its latest detail; elsewhere a detail is a line, one every few seconds.
+    On a terminal the running step shows its latest detail; elsewhere, and on one that shall get no control characters,
+    a detail is a line, one every few seconds.
     """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self._stream = stream or sys.stderr
         self._quiet = quiet
-        self._live = not quiet and self._stream.isatty()
+        self._live = not quiet and has_controls(self._stream)
         self._last_detail = 0.0
         self.timings: dict[str, float] = {}
 
@@ -48,22 +51,38 @@ class Reporter:
 
     def _begin(self, name: str) -> None:
         if self._live:
-            print(f"\r\x1b[K… {name}", end="", file=self._stream, flush=True)
+            self._over(f"… {name}")
         else:
             self.note(f"… {name}")
 
     def _detail(self, name: str, detail: str, start: float) -> None:
         detail = "".join(c for c in detail if c.isprintable()).strip()
         if self._live and detail:
-            text = f"… {name}  {time.monotonic() - start:.0f}s  {detail}"[:_SHOWN_WIDTH]
-            print(f"\r\x1b[K{text}", end="", file=self._stream, flush=True)
+            self._over(f"… {name}  {time.monotonic() - start:.0f}s  {detail}")
         elif detail and time.monotonic() - self._last_detail > _DETAIL_EVERY_S:
             self._last_detail = time.monotonic()
-            self.note(f"    {detail}"[:_SHOWN_WIDTH])
+            self.note(f"    {detail}"[:_LINE_WIDTH])
+
+    def _over(self, text: str) -> None:
+        """Write over the running line; one that is wrapped could not be written over."""
+        print(f"\r\x1b[K{text[: _width(self._stream) - 1]}", end="", file=self._stream, flush=True)
 
     def _end(self, mark: str, name: str, seconds: float) -> None:
         clear = "\r\x1b[K" if self._live else ""
         self.note(f"{clear}{mark} {name}  {seconds:.1f}s")
+
+
+def has_controls(stream: TextIO) -> bool:
+    """Say whether a stream is a terminal that takes colours and lines written over: https://no-color.org."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+
+
+def _width(stream: TextIO) -> int:
+    """Return the columns of the stream's own terminal; stdout may be a file."""
+    with contextlib.suppress(OSError, ValueError):
+        if columns := os.get_terminal_size(stream.fileno()).columns:
+            return columns
+    return shutil.get_terminal_size().columns
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -137,9 +137,15 @@ def test_a_missing_key_is_named(catalog_copy: Path, edit: Edit) -> None:
 
 
 def test_a_file_that_is_no_mapping_is_named(catalog_copy: Path) -> None:
-    (catalog_copy / SERIES).write_text("", encoding="utf-8")
-    expected = f"{SERIES}: Input should be an object (found null)"
-    assert refusal(catalog_copy) == expected
+    (catalog_copy / SERIES).write_text("- order\n", encoding="utf-8")
+    assert refusal(catalog_copy) == f'{SERIES}: Input should be an object (found ["order"])'
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n"])
+@pytest.mark.parametrize("file", [RELEASES, SERIES, PIN, RECIPE])
+def test_an_empty_file_is_named(catalog_copy: Path, file: str, text: str) -> None:
+    (catalog_copy / file).write_text(text, encoding="utf-8")
+    assert refusal(catalog_copy) == f"{file}: is empty"
 
 
 def test_a_key_given_twice_is_named_with_its_line(catalog_copy: Path, edit: Edit) -> None:
@@ -168,6 +174,55 @@ def test_problems_of_all_files_are_listed_at_once(catalog_copy: Path, edit: Edit
 def test_a_missing_file_is_named(catalog_copy: Path, file: str) -> None:
     (catalog_copy / file).unlink()
     assert refusal(catalog_copy) == f"{file}: cannot be read: No such file or directory"
+
+
+TWIN_FILES = [f"images/twin/{name}" for name in ("Dockerfile", "rename.py", "slim.py")]
+BASE_FILES = [f"images/twin/base/{name}" for name in ("packages.txt", "builder.txt", "finish.sh")]
+DOCKERFILES = ["images/rocm/Dockerfile", "images/cuda/Dockerfile"]
+LOCK = "images/twin/0.31.0.lock"
+
+
+def test_every_file_that_a_build_would_miss_is_named_at_once(catalog_copy: Path, edit: Edit) -> None:
+    edit(SERIES, "order:\n", "order:\n  - m3-stream-first-delta\n")
+    files = [*DOCKERFILES, *TWIN_FILES, *BASE_FILES]
+    for file in (*files, LOCK):
+        (catalog_copy / file).unlink()
+    twice = f"{SERIES}: a patch is listed twice"
+    missing = [f"{file}: is missing" for file in files]
+    lock = f"releases.0.31.0.twin.requirements: {LOCK} is missing; make it: ./inv lock.twin --release 0.31.0"
+    assert refusal(catalog_copy).splitlines() == [twice, *missing, f"{RELEASES}: {lock}"]
+
+
+def test_who_makes_a_lock_can_do_without_it(catalog_copy: Path) -> None:
+    (catalog_copy / LOCK).unlink()
+    assert catalog.load(catalog_copy, locked=False).releases.releases["0.31.0"].twin
+
+
+def test_only_what_a_release_needs_must_be_there(catalog_copy: Path, edit: Edit) -> None:
+    shutil.rmtree(catalog_copy / "images/twin/base")
+    edit(RELEASES, "base: debian", "base: {repository: docker.io/library/python, tag: '3.11'}")
+    assert catalog.load(catalog_copy).releases.releases["0.31.0"].twin
+    text = (catalog_copy / RELEASES).read_text(encoding="utf-8")
+    start = text.index("    twin:\n")
+    end = text.index("\n\n", start)
+    (catalog_copy / RELEASES).write_text(text[:start] + "    no_twin_because: none" + text[end:], encoding="utf-8")
+    shutil.rmtree(catalog_copy / "images/twin")
+    assert not catalog.load(catalog_copy).releases.releases["0.31.0"].twin
+
+
+def test_a_catalog_without_recipes_says_so(catalog_copy: Path) -> None:
+    shutil.rmtree(catalog_copy / "recipes")
+    assert refusal(catalog_copy) == "recipes/: holds no ORGANISATION/MODEL.yaml"
+
+
+def test_an_unknown_model_hides_nothing_else(catalog_copy: Path, edit: Edit) -> None:
+    edit(PIN, "models: [MiniMaxAI/MiniMax-M3]", "models: [x]\n  variants: [mxpf8]")
+    edit(PIN, "arches: [gfx942]", "arches: [gfx92]")
+    assert refusal(catalog_copy).splitlines() == [
+        f"{PIN}: unknown arch 'gfx92'; did you mean 'gfx942'?",
+        f"{PIN}: unknown model 'x'; known: MiniMaxAI/MiniMax-M3",
+        f"{PIN}: unknown variant 'mxpf8'; did you mean 'mxfp8'?",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -299,6 +354,31 @@ def test_the_longest_mirror_prefix_wins(catalog_copy: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("docker.io/vllm", "m"),
+        ("docker.io/vllm/vllm-openai:v1", "m/vllm-openai:v1"),
+        ("docker.io/vllm:v1", "m:v1"),
+        ("docker.io/vllm@sha256:0", "m@sha256:0"),
+        ("docker.io/vllm-project/x", "docker.io/vllm-project/x"),
+        ("docker.io/vllmx", "docker.io/vllmx"),
+        ("hub/x:1", "h/x:1"),
+        ("hub:5000/x:1", "hub:5000/x:1"),
+        ("x.io/a", "x.io/a"),
+    ],
+)
+def test_a_mirror_prefix_is_whole_parts(catalog_copy: Path, reference: str, expected: str) -> None:
+    (catalog_copy / "kiln.yaml").write_text("mirrors: {docker.io/vllm: m/, hub/: h}\n", encoding="utf-8")
+    assert catalog.load(catalog_copy).mirrored(reference) == expected
+
+
+@pytest.mark.parametrize("text", ["", "# mirrors: none yet\n"])
+def test_an_empty_kiln_yaml_is_no_configuration(catalog_copy: Path, text: str) -> None:
+    (catalog_copy / "kiln.yaml").write_text(text, encoding="utf-8")
+    assert catalog.load(catalog_copy).config.mirrors == {}
+
+
 def test_a_wrong_kiln_yaml_is_named(catalog_copy: Path) -> None:
     (catalog_copy / "kiln.yaml").write_text("mirror: {a: b}\n", encoding="utf-8")
     assert refusal(catalog_copy) == "kiln.yaml: mirror: unknown key 'mirror'; did you mean 'mirrors'?"
@@ -331,6 +411,21 @@ def test_the_root_is_found_from_below(catalog_copy: Path, tmp_path: Path, monkey
         catalog.find_root(tmp_path)
     assert caught.value.message == f"{tmp_path}: no images/releases.yaml in this folder or above"
     assert caught.value.hint == "run Kiln inside its checkout: cd kiln"
+
+
+def test_kiln_root_comes_before_the_working_folder(
+    catalog_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(catalog_copy, other)
+    monkeypatch.chdir(other)
+    monkeypatch.setenv("KILN_ROOT", str(catalog_copy))
+    assert catalog.find_root() == catalog_copy
+    assert catalog.find_root(other / "patches") == other
+    monkeypatch.setenv("KILN_ROOT", str(tmp_path))
+    with pytest.raises(errors.BadInput) as caught:
+        catalog.find_root()
+    assert caught.value.message == f"KILN_ROOT={tmp_path}: no images/releases.yaml in this folder"
 
 
 def test_without_a_catalog_around_the_source_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
 import re
+import struct
+import termios
 
 import pytest
 
@@ -46,14 +50,45 @@ def test_a_step_that_fails_is_marked_and_not_timed() -> None:
     assert reporter.timings == {}
 
 
-def test_on_a_terminal_a_step_is_one_line_that_is_written_over() -> None:
+@pytest.fixture(autouse=True)
+def xterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+def test_on_a_terminal_a_step_is_one_line_that_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
     stream = Terminal()
     with report.Reporter(stream).step("build") as detail:
         detail("x" * 500)
     lines = stream.getvalue().splitlines()
     assert stream.getvalue().count("\n") == 1
-    assert max(len(part) for line in lines for part in line.split("\x1b[K")) <= 100
+    assert max(len(part) for line in lines for part in line.split("\x1b[K")) == 59
     assert "✓ build" in lines[-1]
+
+
+def test_the_width_is_that_of_the_terminal_that_is_written_to() -> None:
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 37, 0, 0))
+    with open(theirs, "w", encoding="utf-8") as stream:  # noqa: PTH123 - a descriptor
+        with report.Reporter(stream).step("build " + "y" * 500) as detail:
+            detail("x" * 500)
+        begun = os.read(ours, 4000).decode().split("\r\x1b[K")[1]
+    os.close(ours)
+    assert len(begun) == 36
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("NO_COLOR", "1")])
+def test_a_terminal_that_wants_none_gets_no_control_characters(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    assert report.has_controls(Terminal())
+    monkeypatch.setenv(name, value)
+    assert not report.has_controls(Terminal())
+    stream = Terminal()
+    with report.Reporter(stream).step("build") as detail:
+        detail("x")
+    assert re.sub(r"\d\.\ds", "N", stream.getvalue()) == "… build\n✓ build  N\n"
 
 
 def test_quiet_says_nothing_even_on_a_terminal() -> None:

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from invoke.program import Program
 
 from kiln import __version__, catalog, errors, plan, process, report
 from kiln.errors import Finding
 from kiln.smoke.records import CheckResult, SmokeResult
 from kiln.tasks import namespace, program, show
+from kiln.upstream import wheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +44,7 @@ TASKS = [
     "test",
 ]
 FLAGS = " (arguments are flags: --variant mxfp8)"
+PACK_FLAGS = "--arch, --json, --model, --out, --release, --variant"
 NEXT = "\n  next: kiln --list, or kiln TASK --help\n"
 
 
@@ -61,7 +66,14 @@ class Ran:
         self._capsys = capsys
 
     def __call__(self, *argv: str) -> tuple[int, str, str]:
-        made = program.KilnProgram(name="Kiln", binary="kiln", version=__version__, namespace=namespace())
+        return self._end_of(program.KilnProgram, argv)
+
+    def plain(self, *argv: str) -> tuple[int, str, str]:
+        """Run the tasks as plain `invoke` does."""
+        return self._end_of(Program, argv)
+
+    def _end_of(self, kind: type[Program], argv: tuple[str, ...]) -> tuple[int, str, str]:
+        made = kind(name="Kiln", binary="kiln", version=__version__, namespace=namespace())
         code: object = 0
         try:
             made.run(["kiln", *argv])
@@ -134,7 +146,12 @@ def test_version(ran: Ran) -> None:
         (("zzzzz",), f"✗ unknown task 'zzzzz'; known: {', '.join(TASKS)}{FLAGS}"),
         (("plan", "--varian", "mxfp8"), "✗ unknown option '--varian'; did you mean '--variant'?"),
         (("--zzzzz",), "✗ unknown option '--zzzzz'"),
-        (("plan", "-q"), "✗ unknown option '-q'"),
+        (("--variant", "mxfp8", "plan"), "✗ unknown option '--variant'; it belongs after a task: kiln TASK --variant"),
+        (("--verison",), "✗ unknown option '--verison'; did you mean '--version'?"),
+        (("plan", "--hlep"), "✗ unknown option '--hlep'; did you mean '--help'?"),
+        (("lint", "--variant", "x"), "✗ unknown option '--variant'; lint takes --json"),
+        (("check", "--zzz"), "✗ unknown option '--zzz'; check takes none"),
+        (("patch.pack", "-r", "0.31.0"), f"✗ unknown option '-r'; patch.pack takes {PACK_FLAGS}"),
     ],
 )
 def test_a_mistyped_command_line_is_exit_code_2(ran: Ran, argv: tuple[str, ...], message: str) -> None:
@@ -198,6 +215,35 @@ def test_plan_list(ran: Ran, catalog_copy: Path) -> None:
     assert "MiniMaxAI/MiniMax-M3  nvfp4    sm100   0.24.0, 0.31.0 (twin), 0.33.0" in out.splitlines()
 
 
+def test_plan_list_of_some_targets(ran: Ran) -> None:
+    code, out, err = ran("plan", "--list", "--variant", "mxfp4", "--arch", "mi355x", "--release", "0.31.0", "--json")
+    assert (code, err) == (0, "")
+    row = {"model": "MiniMaxAI/MiniMax-M3", "variant": "mxfp4", "arch": "gfx950", "release": "0.31.0", "twin": True}
+    assert json.loads(out) == [row]
+    code, out, err = ran("plan", "--list", "--arch", "sm90")
+    assert (code, {line.split()[2] for line in out.splitlines()}) == (0, {"arch", "sm90"})
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ("--variant", "MXFP8", "--arch", "gfx94", "--release", "1", "--model", "m"),
+            (
+                "unknown model 'm'; known: MiniMaxAI/MiniMax-M3\n"
+                "unknown variant 'MXFP8'; did you mean 'mxfp8'?\n"
+                "unknown arch 'gfx94'; did you mean 'gfx942'?\n"
+                "unknown release '1'; known: 0.24.0, 0.31.0, 0.33.0"
+            ),
+        ),
+        (("--variant", "nvfp4", "--arch", "mi300x"), "no target has variant nvfp4 and arch mi300x"),
+    ],
+)
+def test_plan_list_of_no_target_is_refused(ran: Ran, argv: tuple[str, ...], message: str) -> None:
+    refused = f"✗ {message}\n  next: see every target there is: ./inv plan --list\n"
+    assert ran("plan", "--list", *argv) == (2, "", refused)
+
+
 def test_lint_says_what_it_could_not_check(ran: Ran, edit: Edit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     edit("patches/m3-stream-first-delta/patch.yaml", '">=0.27.0"', '">=0.24.0"')
@@ -212,14 +258,19 @@ def test_lint_says_what_it_could_not_check(ran: Ran, edit: Edit, monkeypatch: py
 
 def test_a_dry_run_rehearses_and_builds_nothing(ran: Ran, toy_catalog: Path) -> None:
     loaded = catalog.load(toy_catalog)
-    held = loaded.state / "wheels" / loaded.releases.releases["0.31.0"].wheel.sha256 / "vllm/toy.py"
-    held.parent.mkdir(parents=True)
-    held.write_bytes(b"# one\n# two\n# three\nWORD = 'before'\n# five\n# six\n# seven\n")
+    pin = loaded.releases.releases["0.31.0"].wheel
+    wheel.keep(
+        pin,
+        "vllm/toy.py",
+        b"# one\n# two\n# three\nWORD = 'before'\n# five\n# six\n# seven\n",
+        cache=loaded.state / "wheels",
+    )
     code, out, err = ran("build", *TARGET, "--dry-run", "--json")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith("… rehearse "), "progress is shown beside JSON"
     assert json.loads(out) == expected_plan(toy_catalog)
     assert not (toy_catalog / "build").exists()
-    held.write_bytes(b"WORD = 'other'\n")
+    wheel.keep(pin, "vllm/toy.py", b"WORD = 'other'\n", cache=loaded.state / "wheels")
     code, out, err = ran("build", *TARGET, "--dry-run")
     assert (code, out) == (5, "")
     assert "patch toy: " in err
@@ -243,7 +294,120 @@ def test_an_interrupt_is_exit_code_130(ran: Ran, monkeypatch: pytest.MonkeyPatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(plan, "make", interrupted)
-    assert ran("plan", *TARGET) == (130, "", "interrupted; what was started has been removed\n")
+    assert ran("plan", *TARGET) == (130, "", "interrupted; containers and half-made files have been removed\n")
+
+
+def test_a_termination_undoes_what_was_begun_and_is_exit_code_143(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    children, undone = [], []
+
+    def serve(line: str) -> None:
+        children.append(int(line))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def terminated(*_: object, **__: object) -> None:
+        try:
+            process.show(("sh", "-c", "echo $$; exec sleep 60"), line=serve)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one, in the midst of cleaning up
+            undone.append(True)
+
+    monkeypatch.setattr(plan, "make", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    assert ran("plan", *TARGET) == (143, "", "terminated; containers and half-made files have been removed\n")
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert undone == [True]
+    assert not Path(f"/proc/{children[0]}").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), "/x/y: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(plan, "make", refused)
+    assert ran("plan", *TARGET) == (2, "", f"✗ {message}\n")
+    assert ran.plain("plan", *TARGET) == (2, "", f"✗ {message}\n")
+    monkeypatch.setattr(program.KilnProgram, "parse_cleanup", refused)
+    assert ran("--list") == (2, "", f"✗ {message}\n")
+
+
+def test_a_home_that_cannot_be_made_is_one_sentence(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KILN_HOME", "/proc/nope")
+    monkeypatch.setenv("KILN_ENGINE", "embedded")
+    assert ran("engine.up") == (2, "", "✗ /proc/nope: No such file or directory\n")
+
+
+def test_a_reader_that_had_enough_gets_silence(catalog_copy: Path, tmp_path: Path) -> None:
+    script = f'(sleep 0.3; exec {sys.executable} -m "$0" "$@" 2>err) | true; echo "${{PIPESTATUS[0]}}"'
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    shutil.copy(SOURCE.parent / "tasks.py", folder)
+    plain = ("invoke", f"--search-root={folder}")
+    for argv in (("kiln", "plan", "--list"), ("kiln", "--list"), (*plain, "plan", "--list")):
+        found = process.run(("bash", "-c", script, *argv), env=os.environ | {"PYTHONPATH": str(SOURCE)})
+        assert (found.stdout, (catalog_copy / "err").read_text(encoding="utf-8")) == ("141\n", ""), argv
+
+
+@pytest.mark.parametrize("argv", ["plan --list", "--list"])
+def test_a_full_disk_behind_stdout_is_one_sentence(argv: str) -> None:
+    command = ("bash", "-c", f"exec {sys.executable} -m kiln {argv} >/dev/full")
+    found = process.run(command, env=os.environ | {"PYTHONPATH": str(SOURCE)})
+    assert (found.code, found.stderr) == (2, "✗ No space left on device\n")
+
+
+def test_a_damaged_environment_says_so(tmp_path: Path, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "invoke.py").write_text("import pydantic_nope\n", encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{SOURCE}"}
+    found = process.run(process.python("-m", "kiln", "--list"), env=env)
+    assert (found.code, found.stdout, len(found.stderr.splitlines())) == (3, "", 2)
+    assert "is damaged: pydantic_nope cannot be imported\n  next: " in found.stderr
+
+    def lost(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'requests.x'", name="requests.x")
+
+    monkeypatch.setattr(plan, "make", lost)
+    code, out, err = ran("plan", *TARGET)
+    assert (code, out) == (3, "")
+    assert "is damaged: requests.x cannot be imported\n  next: " in err
+
+
+def test_an_import_that_is_a_bug_keeps_its_traceback(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise ImportError("cannot import name 'x' from 'kiln.plan'", name="kiln.plan")
+
+    monkeypatch.setattr(plan, "make", lost)
+    with pytest.raises(ImportError):
+        ran("plan", *TARGET)
+
+
+def test_the_program_is_called_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kiln("zzz").stderr.endswith("next: kiln --list, or kiln TASK --help\n")
+    monkeypatch.setenv("KILN_PROGRAM", "./inv")
+    assert kiln("zzz").stderr.endswith("next: ./inv --list, or ./inv TASK --help\n")
+
+
+def test_no_flag_is_short() -> None:
+    flags = {flag for context in namespace().to_contexts() for flag in context.flags}
+    assert "--variant" in flags
+    assert {flag for flag in flags if not flag.startswith("--")} == set()
+
+
+def test_purging_says_what_it_removed(catalog_copy: Path, ran: Ran) -> None:
+    home = catalog_copy / ".kiln/engine"
+    none = "no embedded engine was running\n"
+    assert ran("engine.down", "--purge") == (0, f"{none}nothing to remove: there is no {home}\n", "")
+    home.mkdir(parents=True)
+    code, out, _ = ran("engine.down", "--purge")
+    assert (code, out) == (0, f"{none}removed {home}: packages, images and caches\n")
+    assert not home.exists()
 
 
 def test_a_bug_keeps_its_traceback(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 RELEASES = Path("images/releases.yaml")
 SERIES = Path("patches/series.yaml")
 CONFIG = "kiln.yaml"
+_TWIN_FILES = ("Dockerfile", "rename.py", "slim.py")
+_BASE_FILES = ("packages.txt", "builder.txt", "finish.sh")
 
 R = TypeVar("R", bound=records.Record)
 
@@ -42,15 +44,25 @@ class Catalog:
 
     def mirrored(self, reference: str) -> str:
         """Return what an image reference is pulled as: the longest prefix in kiln.yaml's `mirrors` replaced."""
-        prefixes = [prefix for prefix in self.config.mirrors if reference.startswith(prefix)]
+        mirrors = {prefix.rstrip("/"): mirror.rstrip("/") for prefix, mirror in self.config.mirrors.items()}
+        prefixes = [prefix for prefix in mirrors if _begins(reference, prefix)]
         if not prefixes:
             return reference
         longest = max(prefixes, key=len)
-        return self.config.mirrors[longest] + reference.removeprefix(longest)
+        return mirrors[longest] + reference.removeprefix(longest)
 
 
 def find_root(start: Path | None = None) -> Path:
-    """Return the nearest folder upwards that holds a catalog: from `start` or the working folder, else the source's."""
+    """Return the nearest folder upwards from `start` that holds a catalog.
+
+    Without `start`: the folder that KILN_ROOT names, else upwards from the working folder, else the source's.
+    """
+    named = os.environ.get("KILN_ROOT")
+    if named and not start:
+        if (Path(named) / RELEASES).is_file():
+            return Path(named).resolve()
+        hint = "KILN_ROOT names a whole checkout of Kiln; ./inv sets it to its own folder"
+        raise errors.BadInput(f"KILN_ROOT={named}: no {RELEASES} in this folder", hint=hint)
     starts = [start] if start else [Path.cwd(), Path(__file__)]
     for folder in (parent for begin in starts for parent in (begin, *begin.resolve().parents)):
         if (folder / RELEASES).is_file():
@@ -65,8 +77,11 @@ def state_of(root: Path) -> Path:
     return Path(os.environ.get("KILN_HOME", root / ".kiln")).resolve()
 
 
-def load(root: Path) -> Catalog:
-    """Read every file under `root`; raises one BadInput that lists all problems of all files."""
+def load(root: Path, *, locked: bool = True) -> Catalog:
+    """Read every file under `root`; raises one BadInput that lists all problems of all files.
+
+    With `locked=False` a twin may lack its requirements, for who is about to make them.
+    """
     problems: list[str] = []
 
     def attempt(model: type[R], path: Path) -> R | None:
@@ -82,6 +97,8 @@ def load(root: Path) -> Catalog:
     patches = {path.parent.name: patch for path in patch_files if (patch := attempt(records.Patch, path))}
     recipe_files = sorted((root / "recipes").glob("*/*.yaml"))
     recipes = [recipe for path in recipe_files if (recipe := attempt(records.Recipe, path))]
+    if not recipe_files:
+        problems.append("recipes/: holds no ORGANISATION/MODEL.yaml")
     models = [recipe.model.model_id for recipe in recipes]
     problems += [f"recipes/: two recipes are for {name}" for name in sorted(set(models)) if models.count(name) > 1]
     config_file = Path(os.environ.get("KILN_CONFIG", root / CONFIG))
@@ -98,7 +115,7 @@ def load(root: Path) -> Catalog:
         recipes={recipe.model.model_id: recipe for recipe in recipes},
         config=config,
     )
-    if problems := list(_cross_problems(catalog)):
+    if problems := [*_cross_problems(catalog), *_missing_files(catalog, locked=locked)]:
         raise errors.BadInput("\n".join(problems))
     return catalog
 
@@ -107,9 +124,11 @@ def read(model: type[R], path: Path, *, root: Path) -> R:
     """Read one file into its record; raises BadInput with one line for each problem."""
     shown = path.relative_to(root) if path.is_relative_to(root) else path
     data = strict_yaml.read(path, shown=shown)
+    if data is None and model is not records.Config:
+        raise errors.BadInput(f"{shown}: is empty")
     try:
         # through JSON, so that strict mode takes a list for a tuple and nothing else for anything else
-        return TypeAdapter(model).validate_json(json.dumps(data), strict=True)
+        return TypeAdapter(model).validate_json(json.dumps({} if data is None else data), strict=True)
     except ValidationError as error:
         raise errors.BadInput("\n".join(_sentences(error, shown, model))) from error
 
@@ -173,6 +192,25 @@ def _patch_problems(catalog: Catalog, patch: records.Patch) -> Iterator[str]:
             yield f"edition {release}: {edition_path(patch.id, release)} is missing"
 
 
+def _missing_files(catalog: Catalog, *, locked: bool) -> Iterator[str]:
+    """Yield the files that a build of one of the releases would read, and that are not there."""
+    images = Path("images")
+    vendors = {arch.vendor for arch in catalog.releases.arches.values()}
+    twins = {release: pins.twin for release, pins in catalog.releases.releases.items() if pins.twin}
+    needed = [
+        images / kind / "Dockerfile" for kind, vendor in (("rocm", "amd"), ("cuda", "nvidia")) if vendor in vendors
+    ]
+    if twins:
+        needed += [images / "twin" / name for name in _TWIN_FILES]
+    if any(twin.base == "debian" for twin in twins.values()):
+        needed += [images / "twin/base" / name for name in _BASE_FILES]
+    yield from (f"{path}: is missing" for path in needed if not (catalog.root / path).is_file())
+    for release, twin in twins.items() if locked else ():
+        if not (catalog.root / twin.requirements).is_file():
+            at = f"{RELEASES}: releases.{release}.twin.requirements"
+            yield f"{at}: {twin.requirements} is missing; make it: ./inv lock.twin --release {release}"
+
+
 def _recipe_problems(catalog: Catalog, recipe: records.Recipe) -> Iterator[str]:
     """Yield names that no layer would ever be looked up by."""
     arches = catalog.releases.arches.values()
@@ -187,6 +225,12 @@ def _recipe_problems(catalog: Catalog, recipe: records.Recipe) -> Iterator[str]:
             yield f"variants.{name}: {problem}"
         for problem in _unknown_names("product or generation", variant.hardware_overrides, products | groups):
             yield f"variants.{name}.hardware_overrides: {problem}"
+
+
+def _begins(reference: str, prefix: str) -> bool:
+    """Say whether whole parts of a reference are the prefix; a colon ends one before a tag, not before a port."""
+    rest = reference.removeprefix(prefix)
+    return reference.startswith(prefix) and (rest[:1] in {"", "/", "@"} or (rest[0] == ":" and "/" not in rest))
 
 
 def _unknown_names(kind: str, names: Iterable[str], known: Iterable[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ def up(_: Context, *, json: bool = False) -> None:
     from kiln.report import Reporter
     from kiln.tasks.show import show_engine
 
-    show_engine(engine.ensure(catalog.state_of(catalog.find_root()) / "engine", Reporter(quiet=json)), json=json)
+    show_engine(engine.ensure(catalog.state_of(catalog.find_root()) / "engine", Reporter()), json=json)
 
 
 @command(help={"purge": "also remove its packages, images and caches"})
@@ -25,9 +25,14 @@ def down(_: Context, *, purge: bool = False) -> None:
     """End the embedded engine; a Docker engine of the machine is never touched."""
     from kiln import catalog, engine
     from kiln.report import Reporter
+    from kiln.tasks.show import show_purged
 
-    ran = engine.down(catalog.state_of(catalog.find_root()) / "engine", Reporter(), purge=purge)
+    home = catalog.state_of(catalog.find_root()) / "engine"
+    there = home.exists()
+    ran = engine.down(home, Reporter(), purge=purge)
     print("embedded engine ended" if ran else "no embedded engine was running")
+    if purge:
+        show_purged(home, removed=there)
 
 
 @command(help={"json": "print the status as JSON"})

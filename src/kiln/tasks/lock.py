@@ -16,5 +16,5 @@ def twin(_: Context, *, release: str = "") -> None:
     from kiln import catalog
     from kiln.image import twin_lock
 
-    loaded = catalog.load(catalog.find_root())
+    loaded = catalog.load(catalog.find_root(), locked=False)
     print(twin_lock.write(loaded, release or loaded.releases.default_release))

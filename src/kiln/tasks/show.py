@@ -99,6 +99,10 @@ def show_engine(engine: Engine, *, json: bool) -> None:
         print(f"to use it with docker: export DOCKER_HOST={engine.host}")
 
 
+def show_purged(home: Path, *, removed: bool) -> None:
+    print(f"removed {home}: packages, images and caches" if removed else f"nothing to remove: there is no {home}")
+
+
 def show_engine_status(status: Status, *, json: bool) -> None:
     if json:
         engine = _engine_data(status.engine) if status.engine else None

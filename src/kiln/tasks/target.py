@@ -19,7 +19,7 @@ TARGET = {
 _TWIN = {"twin": "the CPU-only image of the target: same release, same series, no GPU"}
 
 
-@command(help=TARGET | {"list": "list every target there is"})
+@command(help=TARGET | {"list": "list the targets there are, those of the other flags where given"})
 def plan(
     _: Context,
     *,
@@ -33,12 +33,14 @@ def plan(
     """Show everything a target resolves to: image, pins, series, serve command."""
     from kiln import catalog
     from kiln import plan as planning
+    from kiln.tasks.choice import targets
     from kiln.tasks.show import show_plan, show_targets
 
     loaded = catalog.load(catalog.find_root())
     if list:
         twins = {name for name, pins in loaded.releases.releases.items() if pins.twin}
-        show_targets(planning.possible(loaded), twins, json=json)
+        chosen = targets(loaded, model=model, variant=variant, arch=arch, release=release)
+        show_targets(chosen, twins, json=json)
     else:
         show_plan(planning.make(loaded, variant=variant, arch=arch, release=release, model=model), json=json)
 
@@ -65,10 +67,10 @@ def build(
     loaded = catalog.load(catalog.find_root())
     chosen = planning.make(loaded, variant=variant, arch=arch, release=release, model=model)
     if dry_run:
-        building.rehearse_target(loaded, chosen, twin=twin, reporter=Reporter(quiet=json))
+        building.rehearse_target(loaded, chosen, twin=twin, reporter=Reporter())
         show_plan(chosen, json=json)
     else:
-        show_receipt(building.run(loaded, chosen, twin=twin, reporter=Reporter(quiet=json)), json=json)
+        show_receipt(building.run(loaded, chosen, twin=twin, reporter=Reporter()), json=json)
 
 
 @command(help=TARGET | _TWIN)
@@ -92,6 +94,6 @@ def smoke(
 
     loaded = catalog.load(catalog.find_root())
     chosen = planning.make(loaded, variant=variant, arch=arch, release=release, model=model)
-    result = target.run(loaded, chosen, twin=twin, reporter=Reporter(quiet=json))
+    result = target.run(loaded, chosen, twin=twin, reporter=Reporter())
     written = evidence.write(loaded.output(chosen.target.slug), chosen, result, kind="twin")
     show_smoke(result, written, json=json)
