@@ -266,30 +266,37 @@ CASES = {
         lie=about("markup", stream=STREAM, piece=10_000), red={"markup-stream"}, says="came in 1 piece"
     ),
     "a marker leaks": Case(
-        lie=about("markup", content=lambda r: r.content + "</mm:think>"), red={"markup", "leak"}, says="mm:think"
+        lie=about("markup", content=lambda r: r.content + "</mm:think>"),
+        red={"markup", "markup-stream", "leak"},
+        says="mm:think",
     ),
-    "an integer is sent as text": Case(lie=about("tool-call", calls=days_as_text), red={"tool-call"}, says='"3"'),
+    "an integer is sent as text": Case(
+        lie=about("tool-call", calls=days_as_text), red={"tool-call", "tool-call-stream"}, says='"3"'
+    ),
     "an integer is streamed as text": Case(
         lie=about("tool-call", stream=STREAM, calls=days_as_text), red={"tool-call-stream"}
     ),
     "true is sent as 1": Case(
         lie=about("tool-call", calls=lambda r: tuple((n, t.replace("true", "1")) for n, t in r.calls)),
-        red={"tool-call"},
+        red={"tool-call", "tool-call-stream"},
     ),
     "arguments are not JSON": Case(
         lie=about("tool-call", stream=STREAM, calls=lambda r: tuple((n, t[:-1]) for n, t in r.calls)),
         red={"tool-call-stream", "concurrent"},
         says="not JSON",
     ),
-    "the second call is missing": Case(lie=about("two-calls", calls=lambda r: r.calls[:1]), red={"two-calls"}),
+    "the second call is missing": Case(
+        lie=about("two-calls", calls=lambda r: r.calls[:1]), red={"two-calls", "two-calls-stream"}
+    ),
     "the second call is missing in the stream": Case(
         lie=about("two-calls", stream=STREAM, calls=lambda r: r.calls[:1]), red={"two-calls-stream"}
     ),
     "a character is broken": Case(
-        lie=about("unicode", reasoning=lambda r: r.reasoning.replace("Ü", "\ufffd")), red={"unicode"}
+        lie=about("unicode", reasoning=lambda r: r.reasoning.replace("Ü", "\ufffd")), red={"unicode", "unicode-stream"}
     ),
     "the reasoning is in the content": Case(
-        lie=about("reasoning", content=lambda r: r.reasoning + r.content, reasoning=""), red={"reasoning"}
+        lie=about("reasoning", content=lambda r: r.reasoning + r.content, reasoning=""),
+        red={"reasoning", "reasoning-stream"},
     ),
     "the reasoning is in the content of the stream": Case(
         lie=about("reasoning", stream=STREAM, content=lambda r: r.reasoning + r.content, reasoning=""),

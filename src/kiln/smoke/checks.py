@@ -92,12 +92,13 @@ def check_whole(name: str) -> Check:
 
 
 def check_streamed(name: str) -> Check:
-    """Return the check that a transcript's stream comes in pieces and adds up to the answer that is not streamed."""
+    """Return the check that a stream comes in pieces, and adds up to the whole answer and to the meaning."""
 
     def ask(subject: Subject) -> Iterator[Finding]:
         whole = subject.talk.whole(Request(name=name))
         stream = subject.talk.streamed(Request(name=name))
-        yield from _changes(f"{name}, streamed", stream, whole, than="not streamed")
+        changes = list(_changes(f"{name}, streamed", stream, whole, than="not streamed"))
+        yield from changes or _differences(f"{name}, streamed", stream, subject.means[name])
         if stream.deltas <= 1:
             yield Finding(where=f"{name}, streamed", problem=f"came in {stream.deltas} piece, not bit by bit")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BROKEN_PIPE = 141  # 128 and the number of the signal
 
 
-def command(help: dict[str, str] | None = None, name: str | None = None) -> Callable[[Callable[..., None]], Any]:  # noqa: A002
+def command(help: dict[str, str] | None = None) -> Callable[[Callable[..., None]], Any]:  # noqa: A002
     """Make an Invoke task: every argument is a long flag, and what a user can cause or fix becomes its exit code."""
 
     def wrap(body: Callable[..., None]) -> Any:
@@ -41,7 +41,7 @@ def command(help: dict[str, str] | None = None, name: str | None = None) -> Call
                     raise _exit(damage) from error
                 raise
 
-        return invoke_task(run, help=help or {}, name=name, positional=[], auto_shortflags=False)
+        return invoke_task(run, help=help or {}, positional=[], auto_shortflags=False)
 
     return wrap
 
