@@ -158,10 +158,11 @@ def _accept(job: _Job, digest: str, base_digest: str) -> receipt.Receipt:
 
 def _verified_ledger(job: _Job, client: DockerClient, digest: str) -> bytes:
     """Return the ledger in the image, once every patched file was hashed there and the ledger is the rehearsal's."""
-    with containers.made_of(client, digest) as place:
-        patcher, series = (place.send(job.context / "patch" / name) for name in ("kiln-patch.pyz", "series"))
-        argv = (patcher, "verify", "--json", "--series", series)
-        said = answer.read(argv, place.run(argv, seconds=_VERIFY_TIMEOUT_S), tree=place.name, again="./inv build")
+    files_sent = [job.context / "patch" / name for name in ("kiln-patch.pyz", "series")]
+    patcher, series = (f"{containers.ASKED}/{path.name}" for path in files_sent)
+    argv = (patcher, "verify", "--json", "--series", series)
+    with containers.answering(client, digest, files_sent, argv, seconds=_VERIFY_TIMEOUT_S) as (place, result):
+        said = answer.read(argv, result, tree=place.name, again="./inv build")
         if said.exit_code:
             found = [f"{digest}: not what the rehearsal gave, so it was not tagged", *describe(said.report)]
             raise errors.NotApplied("\n".join(found), hint="look for a step after the patch step in the Dockerfile")
