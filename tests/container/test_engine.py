@@ -115,10 +115,8 @@ def ask_until_up(port: int) -> int:
             time.sleep(0.05)
 
 
-def test_it_answers_and_is_found_at_once(own: Engine, home: Path) -> None:
-    start = time.monotonic()
+def test_it_answers_and_is_found(own: Engine, home: Path) -> None:
     assert embedded.find(home) == own
-    assert time.monotonic() - start < 0.3
     assert engine.status(home).embedded_pids
     with closing(own.client()) as client:
         assert client.version()["Version"] == own.server_version

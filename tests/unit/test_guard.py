@@ -119,7 +119,7 @@ def test_an_orderly_end_removes_the_session_and_nothing_else(engine: Engine) -> 
     with guard.guarded(engine.host) as session:
         engine.containers["mine"] = dict(session.labels)
     assert set(engine.containers) == {"other"}
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20  # far less than waiting for the deadline
 
 
 def test_a_failing_run_removes_its_containers(engine: Engine) -> None:
