@@ -37,24 +37,29 @@ def run(
 ) -> Result:
     """Run `argv` with its output held back. Raises Missing (no such program) or CommandFailed (time-out)."""
     try:
-        done = subprocess.run(
+        child = subprocess.Popen(
             list(argv),
             env=env,
             cwd=cwd,
-            timeout=timeout_s,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            check=False,
         )
     except OSError as error:
         raise _not_started(argv, error) from error
-    except subprocess.TimeoutExpired as error:
-        message = f"{shlex.join(argv)}: no answer within {timeout_s:g} s"
-        raise errors.CommandFailed(message) from error
-    return Result(code=done.returncode, stdout=done.stdout, stderr=done.stderr)
+    with child:
+        try:
+            stdout, stderr = child.communicate(stdin, timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            message = f"{shlex.join(argv)}: no answer within {timeout_s:g} s"
+            raise errors.CommandFailed(message) from error
+        except BaseException:
+            stop(child)
+            raise
+    return Result(code=child.returncode, stdout=stdout, stderr=stderr)
 
 
 def ask(

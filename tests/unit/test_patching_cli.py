@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import runpy
+import signal
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from patching_support import A1, FILES, INFO, after_three, contents, series_of, snapshot, three, wheel
 
 from kiln import process
-from kiln.patching import cli, plan, series, zipapp
+from kiln.patching import cli, plan, series, transaction, zipapp
 from kiln.patching.tree import Memory
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +174,34 @@ def test_what_a_killed_run_left_is_told_file_by_file(tmp_path: Path, capsys: pyt
     assert cli.main(("apply", root, wanted)) == 5
     err = capsys.readouterr().err
     assert "HALF_APPLIED       vllm/a.py" in err
-    assert "next: reinstall the package" in err
+    assert "kiln-journal.json, reinstall the package, then apply" in err
     assert cli.main(("revert", root, "--json")) == 5
     assert json.loads(capsys.readouterr().out)["error"]["files"][0]["path"] == "vllm/a.py"
+
+
+@pytest.mark.parametrize("case", list(itertools.product(("apply", "revert"), ENDING)), ids=str)
+def test_a_signal_takes_back_what_was_begun(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    case: tuple[str, signal.Signals],
+) -> None:
+    command, number = case
+    root, wanted = folders(tmp_path)
+    if command == "revert":
+        assert cli.main(("apply", root, wanted)) == 0
+    before, handlers = snapshot(tmp_path / "root", times=False), [signal.getsignal(each) for each in ENDING]
+    swap = transaction._swap
+
+    def swap_then_signal(*args: Any) -> None:
+        swap(*args)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(transaction, "_swap", swap_then_signal)
+    assert cli.main((command, root, wanted)) == 128 + number
+    assert snapshot(tmp_path / "root", times=False) == before
+    assert f"ended by {number.name}; what was begun is taken back" in capsys.readouterr().err
+    assert [signal.getsignal(each) for each in ENDING] == handlers
 
 
 def test_the_module_starts_the_command_line(

@@ -230,6 +230,7 @@ def test_t64_verify_finds_bytecode_that_lies(tmp_path: Path) -> None:
     report = engine.verify(root, wanted)
     assert report.outcome is Outcome.STALE_RESIDUE
     assert report.files[0].found == "holds other code than its source"
+    assert engine.apply(wanted, root) == report  # what Python would run is not the patch
     os.utime(path, (5, 5))
     assert engine.verify(root, wanted).files[0].found == "made from another version of its source"
 

@@ -392,8 +392,13 @@ def test_t68_what_shadows_the_package_is_neither_imported_nor_patched(tmp_path: 
     env = {**PLAIN, "PYTHONPATH": f"{tmp_path / 'shadow'}:{tmp_path / 'root'}"}
     argv = (sys.executable, "-S", "-B", str(packed), "apply", wanted)
     done = process.run(argv, env=env, cwd=tmp_path / "shadow")
+    assert done.code == 2
+    assert f"{tmp_path / 'shadow'} holds another vllm, which Python imports before that of" in done.stderr
+    done = process.run((*argv, f"--root={tmp_path / 'root'}"), env=env, cwd=tmp_path / "shadow")
     assert (done.code, done.stderr) == (0, "")
     assert f"in {tmp_path / 'root'}: APPLIED" in done.stdout
+    only_root = env | {"PYTHONPATH": f"{tmp_path / 'root'}:{tmp_path / 'shadow'}"}
+    assert process.run(argv, env=only_root, cwd=tmp_path / "shadow").code == 0
     assert snapshot(tmp_path / "shadow") == before
 
 

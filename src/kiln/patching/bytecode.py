@@ -61,5 +61,5 @@ def _same_code(tree: Directory, path: str, module: str, source: bytes) -> bool:
             warnings.simplefilter("ignore")
             wanted = compile(source, module, "exec", dont_inherit=True, optimize=int(level.group(1)) if level else 0)
         return bool(SourcelessFileLoader(module, str(tree.locate(path))).get_code(module) == wanted)
-    except (ImportError, EOFError, ValueError, TypeError, SyntaxError):
+    except (ImportError, EOFError, ValueError, TypeError, SyntaxError, SystemError, LookupError, AttributeError):
         return False

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from kiln.patching.series import Series
 
 _PROGRAM = "kiln-patch"
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALLED = 128  # a shell adds the number of the signal to it
 _ABOUT = """\
 Applies a series of source patches to an installed Python package, all of it or nothing,
 says by content hash whether it is applied, and takes it back byte for byte.
@@ -47,7 +51,7 @@ _COMMANDS = {
 Fits every patch exactly (no offset, no fuzz) to exactly the bytes it was made for, compiles what comes
 out, and writes all files in one transaction: modules, RECORD, and in the .dist-info folder the ledger and
 what revert needs. A tree that holds this very series is left alone. Anything else is named, file by file,
-and nothing is written. Bytecode of changed modules is removed. Modes, owners and the times of folders stay;
+and nothing is written. Bytecode of changed modules is removed. Modes and the times of folders stay, owners too where root runs it;
 written files get the time of the run.""",
     ),
     "verify": (
@@ -74,9 +78,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(argv)
     try:
-        return _run(options)
+        with _signals_heard():
+            return _run(options)
     except errors.PatchingError as error:
         return _failed(error, as_json=options.json)
+    except _Ended as error:
+        name = signal.Signals(error.number).name
+        _say(f"{_PROGRAM}: ended by {name}; what was begun is taken back: kiln-patch status says", sys.stderr)
+        return _SIGNALLED + error.number
+
+
+class _Ended(BaseException):
+    """A signal that ends the run, raised where it was heard, so that a transaction is taken back."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_heard() -> Iterator[None]:
+    """Turn the first signal that would end this process into an exception; later ones do not disturb the clean-up."""
+
+    def end(number: int, _: object) -> None:
+        for each in _ENDING:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Ended(number)
+
+    before = {each: signal.signal(each, end) for each in _ENDING if signal.getsignal(each) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from kiln.patching.outcomes import (
 from kiln.patching.tree import Directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from kiln.patching.plan import Plan
@@ -40,7 +40,7 @@ def apply(series: Series, root: Root, *, wait_s: float = WAIT_S) -> SeriesReport
         if ledger_bytes(root) is not None and not _interrupted(root):
             report = planned(series, root).report
             if report.outcome is Outcome.ALREADY_APPLIED:
-                return report
+                return _with(report, _stale_bytecode(series, root))
         from kiln.patching import transaction, writes
 
         with lock.held(root.metadata, wait_s=wait_s) as held:
@@ -73,9 +73,13 @@ def verify(root: Root, series: Series | None = None) -> SeriesReport:
     """Say whether the tree holds the series (without one: what its ledger says), RECORD and bytecode included."""
     with _refusals(root):
         report = _status(root, series)
-        extra = (*report.files, *_findings(root))
-    outcome = worst([report.outcome, *(row.outcome for row in extra)])
-    return replace(report, outcome=outcome, files=tuple(dict.fromkeys(extra)))
+        return _with(report, _findings(root))
+
+
+def _with(report: SeriesReport, rows: Iterable[FileReport]) -> SeriesReport:
+    """Return the report with findings added to it, and to its outcome."""
+    files = tuple(dict.fromkeys((*report.files, *rows)))
+    return replace(report, outcome=worst([report.outcome, *(row.outcome for row in files)]), files=files)
 
 
 def status(root: Root, series: Series | None = None) -> SeriesReport:
@@ -264,10 +268,20 @@ def _findings(root: Root) -> Iterator[FileReport]:
     lines = {**files, own: _undo_bytes(root), f"{root.dist_info}/{ledger.NAME}": held}
     for _, expected, found in record.untrue(tree.read(where) or b"", lines):
         yield FileReport(where, Outcome.TARGET_MODIFIED, expected, found, hint="RECORD does not tell the truth")
+    yield from _stale(tree, files)
+    yield from _droppings(tree, files)
+
+
+def _stale_bytecode(series: Series, root: Root) -> Iterator[FileReport]:
+    """Name the bytecode that Python would run instead of what the series has put there."""
+    tree = Directory(root.path)
+    yield from _stale(tree, {path: tree.read(path) for path in sorted(series.chains())})
+
+
+def _stale(tree: Directory, files: Mapping[str, bytes | None]) -> Iterator[FileReport]:
     for path, source in files.items():
         for compiled, problem in bytecode.stale(tree, path, source):
             yield FileReport(compiled, Outcome.STALE_RESIDUE, f"bytecode of {path}", problem, hint="remove this file")
-    yield from _droppings(tree, files)
 
 
 def _droppings(tree: Directory, files: Iterable[str]) -> Iterator[FileReport]:

@@ -80,7 +80,7 @@ def read(folder: Path) -> Journal | None:
     try:
         return _parsed(where.read_bytes(), str(where))
     except errors.BadInput as error:
-        hint = "reinstall the package: its files may be of two kinds"
+        hint = f"files may be of two kinds: remove {where} and every *.kiln-new and *.kiln-old, reinstall the package"
         raise errors.Interrupted(f"{where}: left by a killed run, not readable: {error}", hint=hint) from error
 
 

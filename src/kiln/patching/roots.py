@@ -45,12 +45,27 @@ def _found(distribution: str, root: Path | None, release: str | None) -> Root:
         listed = ", ".join(str(where) for where in sorted(found.values()))
         raise errors.BadRoot(f"{distribution} is installed more than once: {listed}", hint="name one with --root")
     checked = _checked(next(iter(found.values())), distribution)
+    if root is None:
+        _refuse_shadow(checked, distribution)
     if release is not None and checked.version.partition("+")[0] != release:
         raise errors.BadRoot(
             f"{checked.path} holds {distribution} {checked.version}, the series is for {release}",
             hint=f"use the series made for {checked.version.partition('+')[0]}",
         )
     return checked
+
+
+def _refuse_shadow(found: Root, distribution: str) -> None:
+    """Raise BadRoot when an earlier entry of sys.path holds the package too: Python would import that one."""
+    package = _normalised(distribution).replace("-", "_")
+    for entry in (Path(name) for name in sys.path if name):
+        if entry.resolve() == found.path.resolve():
+            return
+        if (entry / package / "__init__.py").is_file() or (entry / f"{package}.py").is_file():
+            raise errors.BadRoot(
+                f"{entry} holds another {package}, which Python imports before that of {found.path}",
+                hint="take it off PYTHONPATH, or name the tree that you mean with --root",
+            )
 
 
 def _dist_infos(distribution: str, place: Path) -> list[Path]:

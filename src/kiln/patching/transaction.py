@@ -70,7 +70,7 @@ def recover(root: Root, held: Held) -> str:
     if lost:
         raise errors.Interrupted(
             f"{root.metadata / journal.NAME}: a run was killed, and its files changed since",
-            hint="reinstall the package, then apply",
+            hint=f"remove {root.metadata / journal.NAME}, reinstall the package, then apply",
             files=lost,
         )
     _roll_back(root, meant, held)

@@ -45,9 +45,12 @@ def pack(plan: Plan, catalog: Catalog, out: str) -> Pack:
         write_series(folder / SERIES, series)
     except patching_errors.PatchingError as error:
         raise answer.translated(error) from error
+    sha256 = zipapp.build(folder / PATCHER)
+    for path in (folder, *folder.rglob("*")):  # for whoever serves, whatever the umask of who packs
+        path.chmod(0o755 if path.is_dir() or path.name == PATCHER else 0o644)
     return Pack(
         folder=str(folder),
         release=series.release,
-        sha256=zipapp.build(folder / PATCHER),
+        sha256=sha256,
         patches=tuple(patch.id for patch in series.patches),
     )
