@@ -51,8 +51,8 @@ _COMMANDS = {
 Fits every patch exactly (no offset, no fuzz) to exactly the bytes it was made for, compiles what comes
 out, and writes all files in one transaction: modules, RECORD, and in the .dist-info folder the ledger and
 what revert needs. A tree that holds this very series is left alone. Anything else is named, file by file,
-and nothing is written. Bytecode of changed modules is removed. Modes and the times of folders stay, owners too where root runs it;
-written files get the time of the run.""",
+and nothing is written. Bytecode of changed modules is removed. Modes and the times of folders
+stay, owners too where root runs it; written files get the time of the run.""",
     ),
     "verify": (
         "check files, ledger, RECORD and bytecode; writes nothing",
