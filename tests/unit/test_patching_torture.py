@@ -402,6 +402,20 @@ def test_t68_what_shadows_the_package_is_neither_imported_nor_patched(tmp_path: 
     assert snapshot(tmp_path / "shadow") == before
 
 
+@pytest.mark.parametrize("shadow", ["vllm.py", "vllm/__init__.py"])
+def test_t68_a_package_earlier_on_the_path_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shadow: str
+) -> None:
+    root = wheel(tmp_path / "root")
+    (tmp_path / "other" / shadow).parent.mkdir(parents=True)
+    (tmp_path / "other" / shadow).touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "none"), str(tmp_path / "other"), str(root.path)])
+    with pytest.raises(errors.BadRoot, match="holds another vllm, which Python imports before"):
+        roots.find("vllm")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "none"), str(root.path), str(tmp_path / "other")])
+    assert roots.find("vllm") == root
+
+
 @pytest.mark.parametrize("line", [b"GIT binary patch\nliteral 3\nKcmZ\n", b"Binary files a/x and b/x differ\n"])
 def test_t69_binary_changes_are_refused(line: bytes) -> None:
     with pytest.raises(errors.BadDiff, match="binary"):

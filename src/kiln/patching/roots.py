@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from dataclasses import dataclass
@@ -58,9 +59,8 @@ def _found(distribution: str, root: Path | None, release: str | None) -> Root:
 def _refuse_shadow(found: Root, distribution: str) -> None:
     """Raise BadRoot when an earlier entry of sys.path holds the package too: Python would import that one."""
     package = _normalised(distribution).replace("-", "_")
-    for entry in (Path(name) for name in sys.path if name):
-        if entry.resolve() == found.path.resolve():
-            return
+    entries = (Path(name) for name in sys.path if name)
+    for entry in itertools.takewhile(lambda entry: entry.resolve() != found.path.resolve(), entries):
         if (entry / package / "__init__.py").is_file() or (entry / f"{package}.py").is_file():
             raise errors.BadRoot(
                 f"{entry} holds another {package}, which Python imports before that of {found.path}",
