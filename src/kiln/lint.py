@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 _MAKE_AGAIN = "make it again from the release's files: git diff --full-index, a/ and b/, three lines of context"
 
 
-def everything(catalog: Catalog) -> Iterator[Finding]:
-    """Yield what is wrong with recipes, images and patches."""
-    yield from patches(catalog)
-
-
 def patches(catalog: Catalog) -> Iterator[Finding]:
     """Yield what is wrong with patches: their own files, their editions on real files, and the series they make."""
     yield from catalog_lint.patches(catalog)

@@ -23,9 +23,10 @@ from kiln.engine import embedded, identity
 from kiln.engine.plan import Home
 from kiln.image import base
 from kiln.report import Reporter
+from kiln.upstream import debian
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kiln.engine import Engine
     from kiln.image.base import Layout
@@ -36,16 +37,27 @@ SERVE = ["python3", "-m", "http.server", "8000"]
 WAIT_S = 10.0
 
 
+@pytest.fixture(scope="module")
+def rules(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """Return a function that lists every firewall rule, by an nft that is unpacked and not installed."""
+    place = tmp_path_factory.mktemp("nft")
+    debs = debian.fetch(("nftables",), suite="bookworm", dest=place / "debs", dependencies=True)
+    debian.unpack([deb for deb in debs if deb.name != "libc6"], place / "root")
+    libraries = sorted({str(found.parent) for found in (place / "root").rglob("*.so.*")})
+
+    def listed() -> str:
+        env = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(libraries)}
+        legacy = Path("/proc/net/ip_tables_names")
+        tables = legacy.read_text() if legacy.exists() else ""
+        return process.ask((str(place / "root/usr/sbin/nft"), "list", "ruleset"), env=env) + tables
+
+    return listed
+
+
 def footprint() -> dict[str, object]:
     """What an engine could change of the machine and must not."""
-    rules = {
-        argv: process.run(argv).stdout
-        for argv in (("iptables-save",), ("ip6tables-save",), ("nft", "list", "ruleset"))
-        if shutil.which(argv[0])
-    }
     folders = ("/etc", "/usr", "/opt", "/var/lib")
     return {
-        "rules": rules,
         "interfaces": {name for _, name in socket.if_nameindex() if not name.startswith("veth")},
         "forward": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
         "folders": {folder: sorted(Path(folder).iterdir()) for folder in folders},
@@ -210,8 +222,10 @@ def test_up_repairs_an_engine_that_was_killed(own: Engine, home: Path) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["in-order", "after-kill"])
-def test_down_leaves_nothing(root: Layout, dockerfile: Path, tmp_path: Path, *, killed: bool) -> None:
-    before = footprint()
+def test_down_leaves_nothing(
+    root: Layout, dockerfile: Path, tmp_path: Path, rules: Callable[[], str], *, killed: bool
+) -> None:
+    before, rules_before = footprint(), rules()
     place = seeded(tmp_path / "engine")
     layout = Home(root=place)
     own = engine.up(place, QUIET)
@@ -224,6 +238,7 @@ def test_down_leaves_nothing(root: Layout, dockerfile: Path, tmp_path: Path, *, 
         inside = identity.of(container.attrs["State"]["Pid"])
     assert inside is not None
     assert footprint()["interfaces"] != before["interfaces"]
+    assert rules() == rules_before
     if killed:
         for daemon in identity.running(layout.daemons[:2]):
             os.kill(daemon.pid, signal.SIGKILL)
@@ -234,7 +249,7 @@ def test_down_leaves_nothing(root: Layout, dockerfile: Path, tmp_path: Path, *, 
     assert str(place) not in Path("/proc/self/mountinfo").read_text()
     assert str(layout.run) not in Path("/proc/self/mountinfo").read_text()
     assert not layout.run.exists()
-    assert footprint() == before
+    assert (footprint(), rules()) == (before, rules_before)
     assert layout.docker.exists()
     assert not engine.down(place, QUIET, purge=True)
     assert not place.exists()

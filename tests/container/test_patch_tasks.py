@@ -197,4 +197,4 @@ def test_a_running_container_without_python_is_exit_code_3(
 
 def test_nothing_is_found_in_the_real_catalog(real_catalog: Catalog, tmp_path: Path) -> None:
     """Every edition is made again from files that the index serves now, not from the cache."""
-    assert list(lint.everything(replace(real_catalog, state=tmp_path))) == []
+    assert list(lint.patches(replace(real_catalog, state=tmp_path))) == []

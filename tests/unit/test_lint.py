@@ -81,7 +81,7 @@ def second(root: Path, extra: str = "") -> None:
 
 
 def found(root: Path) -> list[tuple[str, str]]:
-    return [(finding.where, finding.problem) for finding in lint.everything(catalog.load(root))]
+    return [(finding.where, finding.problem) for finding in lint.patches(catalog.load(root))]
 
 
 def test_nothing_is_found_where_nothing_is_wrong(root: Path) -> None:
@@ -100,7 +100,7 @@ def test_every_finding_says_what_comes_next(root: Path) -> None:
     change(root, "nothing\nupstream", "' '\nupstream")
     (root / "patches/toy/probe.py").unlink()
     rewrite(root, git.diff({PATH: BEFORE}, {PATH: AFTER}).replace(b"# two", b"# too"))
-    findings = list(lint.everything(catalog.load(root)))
+    findings = list(lint.patches(catalog.load(root)))
     assert len(findings) == 3
     assert all(finding.hint for finding in findings)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @command(help={"json": "print the findings as JSON"})
 def lint(_: Context, *, json: bool = False) -> None:
-    """Check recipes, patches and images, and list every finding at once."""
+    """Check recipes, patches and images: names and files by loading them, then every finding of patch.lint."""
     from kiln import catalog, plan
     from kiln import lint as linting
     from kiln.tasks.show_patch import show_findings
@@ -20,7 +20,7 @@ def lint(_: Context, *, json: bool = False) -> None:
     loaded = catalog.load(catalog.find_root())
     targets = len(list(plan.possible(loaded)))
     clean = f"the catalog holds together: {len(loaded.patches)} patches, {targets} targets"
-    show_findings(linting.everything(loaded), clean, json=json)
+    show_findings(linting.patches(loaded), clean, json=json)
 
 
 @command()

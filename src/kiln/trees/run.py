@@ -139,11 +139,11 @@ def _opened(where: Where, catalog: Catalog) -> Iterator[Place]:
 
 def _again(where: Where, wanted: Wanted) -> str:
     """Return the tasks that take a series back and apply the one that was asked for; an image is built again."""
-    if where.image:
-        return "./inv build --variant VARIANT --arch ARCH"
     tree, series = (
         shlex.join(f"--{name}={value}" for name, value in vars(named).items() if value) for named in (where, wanted)
     )
+    if where.image:
+        return f"./inv build {series if wanted.target else '--variant VARIANT --arch ARCH'}"
     return f"./inv patch.revert {tree} && ./inv patch.apply {tree} {series}"
 
 
