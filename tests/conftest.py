@@ -30,6 +30,17 @@ def catalog_copy(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def two_patches(catalog_copy: Path) -> Path:
+    """Return the copy with two of its patches, of which one is for one arch only."""
+    kept = ("gfx942-index-topk-pin", "m3-stream-first-delta")
+    for path in (catalog_copy / "patches").glob("*/patch.yaml"):
+        if path.parent.name not in kept:
+            shutil.rmtree(path.parent)
+    (catalog_copy / "patches/series.yaml").write_text(f"order: [{', '.join(kept)}]\n", encoding="utf-8")
+    return catalog_copy
+
+
+@pytest.fixture
 def edit(catalog_copy: Path) -> Callable[[str, str, str], None]:
     """Return edit(file, old, new), which replaces the first `old` in a file of the copy; it must be there."""
 

@@ -25,16 +25,18 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
     },
 }
-# the stream as its deltas -> (content, calls)
-STREAMS: dict[tuple[str, ...], tuple[str | None, list[tuple[str, dict[str, object]]]]] = {
-    ("a <", " b and c"): ("a < b and c", []),
-    ("1 <", "mm"): ("1 <mm", []),
-    ("x<mm:", "thin", " air"): ("x<mm:thin air", []),
-    ("</mm:think>", "a <", " b"): ("a < b", []),
-    ("</mm:think><", " b"): ("< b", []),
-    (CALL[:14], CALL[14:]): (None, [("get_weather", ARGUMENTS)]),
-    ("Let me look. " + CALL[:14], CALL[14:40], CALL[40:]): ("Let me look. ", [("get_weather", ARGUMENTS)]),
-    ("<", "b>bold</b>"): ("<b>bold</b>", []),
+# the stream as its deltas -> (reasoning, content, calls)
+STREAMS: dict[tuple[str, ...], tuple[str | None, str | None, list[tuple[str, dict[str, object]]]]] = {
+    ("a <", " b and c"): (None, "a < b and c", []),
+    ("1 <", "mm"): (None, "1 <mm", []),
+    ("x<mm:", "thin", " air"): (None, "x<mm:thin air", []),
+    ("</mm:think>", "a <", " b"): (None, "a < b", []),
+    ("</mm:think><", " b"): (None, "< b", []),
+    (CALL[:14], CALL[14:]): (None, None, [("get_weather", ARGUMENTS)]),
+    ("Let me look. " + CALL[:14], CALL[14:40], CALL[40:]): (None, "Let me look. ", [("get_weather", ARGUMENTS)]),
+    ("<", "b>bold</b>"): (None, "<b>bold</b>", []),
+    ("<mm:", "think>why</mm:", "think>so"): ("why", "so", []),
+    ("</mm", ":think>", "so"): (None, "so", []),
 }
 
 
@@ -66,8 +68,8 @@ def make_tokenizer():  # noqa: ANN201
 
 
 def streamed(parser, request, tokenizer, deltas):  # noqa: ANN001, ANN201
-    """Feed the deltas as the chat endpoint does and add up what comes out: (content, calls)."""
-    content, calls = "", {}
+    """Feed the deltas as the chat endpoint does and add up what comes out: (reasoning, content, calls)."""
+    reasoning, content, calls = "", "", {}
     for index, text in enumerate(deltas):
         message = parser.parse_delta(
             delta_text=text,
@@ -78,13 +80,14 @@ def streamed(parser, request, tokenizer, deltas):  # noqa: ANN001, ANN201
         )
         if message is None:
             continue
+        reasoning += message.reasoning or ""
         content += message.content or ""
         for call in message.tool_calls or []:
             name, arguments = calls.get(call.index, ("", ""))
             function = call.function
             calls[call.index] = (name + (function.name or ""), arguments + (function.arguments or ""))
     parsed = [(name, json.loads(arguments or "null")) for _, (name, arguments) in sorted(calls.items())]
-    return content or None, parsed
+    return reasoning or None, content or None, parsed
 
 
 def main() -> int:

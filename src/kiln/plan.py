@@ -146,6 +146,21 @@ def needed(catalog: Catalog, *, model: str, variant: str, arch: str, release: st
     )
 
 
+def refusals(catalog: Catalog, *, model: str, variant: str, arch: str, release: str) -> Iterator[str]:
+    """Yield why a target cannot be made: patches that clash, lack an edition, or need another pin in the image."""
+    patches = needed(catalog, model=model, variant=variant, arch=arch, release=release)
+    pins = dict(_pins(catalog.releases.releases[release], catalog.releases.arches[arch]))
+    yield from clashes(patches)
+    for patch in patches:
+        if release not in patch.editions:
+            known = ", ".join(patch.editions) or "none"
+            yield f"patches/{patch.id}: needed on {release}, and has no edition for it; editions: {known}"
+        for name, specifier in patch.preconditions.items():
+            found = pins.get(name, "none")
+            if not SpecifierSet(specifier).contains(found, prereleases=True):
+                yield f"patches/{patch.id}: needs {name} {specifier}, and the image of {release} has {found}"
+
+
 def covers(applies: records.Applies, release: str) -> bool:
     """Say whether a patch is needed on a release."""
     return SpecifierSet(applies.releases).contains(release, prereleases=True)
@@ -223,18 +238,13 @@ def _pins(pins: records.ReleasePins, arch: records.Arch) -> Iterator[tuple[str, 
 
 
 def _series(catalog: Catalog, target: Target) -> Iterator[PatchUse]:
-    patches = needed(catalog, model=target.model, variant=target.variant, arch=target.arch, release=target.release)
-    if problems := list(clashes(patches)):
+    at = {"model": target.model, "variant": target.variant, "arch": target.arch, "release": target.release}
+    if problems := list(refusals(catalog, **at)):
         raise errors.BadInput(
             "\n".join(f"{target.slug}: {problem}" for problem in problems),
-            hint="edit applies, requires or conflicts of these patches: ./inv patch.explain --id ID",
+            hint=f"see what can be made: ./inv plan --list --variant {target.variant}; why: ./inv patch.explain",
         )
-    for patch in patches:
-        if target.release not in patch.editions:
-            raise errors.BadInput(
-                f"patches/{patch.id}: needed on {target.release} for {target.slug}, but it has no edition for it",
-                hint=f"editions exist for: {', '.join(patch.editions) or 'none'}; pick one with --release",
-            )
+    for patch in needed(catalog, **at):
         edition = patch.editions[target.release]
         yield PatchUse(
             id=patch.id,

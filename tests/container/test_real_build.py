@@ -122,6 +122,10 @@ def test_the_series_is_applied_on_the_official_layout(
             for path, _, post in use.files:
                 assert _sha256(inspect.read_file(container, f"/{SITE}/{path}")) == post
         assert inspect.read_file(container, "/app/versions.txt") == b"vllm: v0.31.0\n"
+        for item in target.serve.env:
+            if item.name == "VLLM_TUNED_CONFIG_FOLDER":
+                held = (made.root / f"images/{kind}/tuned/README.md").read_bytes()
+                assert inspect.read_file(container, f"{item.value}/README.md") == held
 
 
 def test_a_base_whose_file_was_edited_fails_the_patch_step(

@@ -308,7 +308,7 @@ def test_an_edition_without_its_file_is_named(catalog_copy: Path) -> None:
 def test_an_edition_for_an_unknown_release_is_named(catalog_copy: Path, edit: Edit) -> None:
     edit(PIN, "  0.24.0:", "  0.24.1:")
     assert refusal(catalog_copy).splitlines() == [
-        f"{PIN}: unknown release '0.24.1'; did you mean '0.24.0'?",
+        f"{PIN}: unknown release '0.24.1'; did you mean '0.27.1'?",
         f"{PIN}: edition 0.24.1: patches/gfx942-index-topk-pin/0.24.1.patch is missing",
     ]
 

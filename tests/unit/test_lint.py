@@ -85,7 +85,8 @@ def found(root: Path) -> list[tuple[str, str]]:
 
 
 def test_nothing_is_found_where_nothing_is_wrong(root: Path) -> None:
-    (root / "patches/toy/README.md").write_text("")
+    (root / "patches/toy/EVIDENCE.md").write_text("")
+    (root / "patches/toy/tests").mkdir()
     (root / "patches/README.md").write_text("")
     (root / "patches/toy/__pycache__").mkdir()
     assert found(root) == []
@@ -115,13 +116,33 @@ def test_every_finding_says_what_comes_next(root: Path) -> None:
         (("status: not-reported", "status: open"), "upstream.links", "status is open, and no link shows it"),
         (
             ("{status: not-reported}", "{status: merged, links: [x]}"),
-            "upstream.merged_in",
-            "status is merged, and no release is named",
+            "upstream_since",
+            "is missing, and upstream.status is merged",
         ),
         (
-            ("{status: not-reported}", "{status: open, links: [x], merged_in: 0.33.0}"),
-            "upstream.merged_in",
-            "names 0.33.0, but status is open",
+            ("{status: not-reported}", "{status: withdrawn, links: [x]}\nupstream_since: 0.32.0"),
+            "withdrawn_in",
+            "is missing, and upstream.status is withdrawn",
+        ),
+        (
+            ("{status: not-reported}", "{status: open, links: [x]}\nupstream_since: 0.33.0"),
+            "upstream_since",
+            "names 0.33.0, but upstream.status is open",
+        ),
+        (
+            ("{status: not-reported}", "{status: merged, links: [x]}\nupstream_since: 0.31.0"),
+            "applies.releases",
+            "covers 0.31.0, but vLLM has this since 0.31.0",
+        ),
+        (
+            ("editions:", "unported: [0.31.0]\neditions:"),
+            "unported",
+            "names 0.31.0, which has an edition",
+        ),
+        (
+            ("editions:", "unported: [0.33.0]\neditions:"),
+            "unported",
+            "names 0.33.0, which is outside of applies.releases '==0.31.0'",
         ),
         (('"==0.31.0"', '">=0.31.0"'), "applies.releases", "covers 0.33.0, which has no edition"),
         (("editions:", "requires: [tyo]\neditions:"), "requires", "unknown patch 'tyo'; did you mean 'toy'?"),
@@ -135,13 +156,13 @@ def test_a_wrong_field_of_a_patch_is_found(root: Path, edit: tuple[str, str], wh
 
 
 def test_a_merged_patch_with_its_release_and_link_is_right(root: Path) -> None:
-    change(root, "{status: not-reported}", "{status: merged, links: [x], merged_in: 0.33.0}")
+    change(root, "{status: not-reported}", "{status: merged, links: [x]}\nupstream_since: 0.33.0")
     assert found(root) == []
 
 
 def test_an_edition_that_nothing_uses_is_found(root: Path) -> None:
-    change(root, '"==0.31.0"', '"<0.31.0,>0.24.0"')
-    problem = "is outside of applies.releases '<0.31.0,>0.24.0', so nothing uses it"
+    change(root, '"==0.31.0"', '"<0.24.0"')
+    problem = "is outside of applies.releases '<0.24.0', so nothing uses it"
     assert found(root) == [(f"{TOY}: editions.0.31.0", problem)]
 
 
@@ -299,7 +320,7 @@ def test_a_patch_both_required_and_in_conflict_is_found(root: Path) -> None:
 
 def test_a_series_with_a_conflict_is_found_once_for_all_its_targets(root: Path) -> None:
     second(root, "conflicts: [toy]\n")
-    problem = "conflicts with toy, and the series needs both: bf16 on gfx942 with 0.31.0 and 12 more targets"
+    problem = "conflicts with toy, and the series needs both: bf16 on gfx942 with 0.31.0 and 13 more targets"
     assert found(root) == [("patches/second/patch.yaml", problem)]
 
 

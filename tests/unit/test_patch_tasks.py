@@ -151,13 +151,13 @@ def test_an_empty_pack_says_so(ran: Ran, tmp_path: Path) -> None:
 def test_lint_finds_nothing_then_everything_at_once(ran: Ran, toy_catalog: Path) -> None:
     clean = "nothing found: 1 patches, every edition as git makes it from the release's files\n"
     assert ran("patch.lint") == (0, clean, "")
-    assert ran("lint") == (0, "the catalog holds together: 1 patches, 39 targets\n", "")
+    assert ran("lint") == (0, "the catalog holds together: 1 patches, 168 targets\n", "")
     assert ran("lint", "--json") == (0, "[]\n", "")
     (toy_catalog / "patches/toy/probe.py").unlink()
     (toy_catalog / "patches/toy/extra").touch()
     expected = (
         "patches/toy/extra: is none of the files of a patch\n"
-        "  next: known: 0.31.0.patch, README.md, patch.yaml, probe.py\n"
+        "  next: known: 0.31.0.patch, EVIDENCE.md, patch.yaml, probe.py, tests\n"
         "patches/toy/probe.py: is missing\n"
         "  next: write one that is red without the patch and shows: nothing\n"
     )
@@ -189,7 +189,7 @@ def test_explain(ran: Ran, toy_catalog: Path) -> None:
     described = toy_catalog / "patches/toy/patch.yaml"
     text = described.read_text()
     for old, new in (
-        ("{status: not-reported}", "{status: merged, merged_in: 0.33.0, links: [https://a/1, https://a/2]}"),
+        ("{status: not-reported}", "{status: merged, links: [https://a/1, https://a/2]}\nupstream_since: 0.33.0"),
         ('{releases: "==0.31.0"}', '{variants: [mxfp8], arches: [gfx942], releases: ">=0.31.0"}'),
     ):
         text = text.replace(old, new)
@@ -211,15 +211,16 @@ def test_explain(ran: Ran, toy_catalog: Path) -> None:
         "needed on arches    gfx942",
         "needed on releases  >=0.31.0",
         "editions            0.31.0",
-        "no edition for      0.33.0",
+        "no edition for      0.32.0, 0.33.0: targets that need it there are refused",
         "requires            no other patch",
         "conflicts with      no other patch",
-        "upstream            merged in 0.33.0",
+        "upstream            merged, in vLLM since 0.33.0",
         "link                https://a/1",
         "link                https://a/2",
         "drop when           never",
         "probe               patches/toy/probe.py, needs source: nothing",
         "used by             minimax-m3-mxfp8-gfx942-0.31.0",
+        "                    minimax-m3-mxfp8-gfx942-0.32.0",
         "                    minimax-m3-mxfp8-gfx942-0.33.0",
         "evidence            build/a-target/r-evidence.json: FAILED, of another edition, sha256:1",
         "                    build/a-target/twin-evidence.json: passed, sha256:1",
@@ -227,7 +228,7 @@ def test_explain(ran: Ran, toy_catalog: Path) -> None:
     code, out, err = ran("patch.explain", "--id", "toy", "--json")
     assert (code, err) == (0, "")
     data = json.loads(out)
-    assert (data["id"], data["missing_editions"], len(data["targets"])) == ("toy", ["0.33.0"], 2)
+    assert (data["id"], data["missing_editions"], len(data["targets"])) == ("toy", ["0.32.0", "0.33.0"], 3)
     assert [(row["passed"], row["current"]) for row in data["evidence"]] == [(False, False), (True, True)]
 
 

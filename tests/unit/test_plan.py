@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kiln import catalog, errors, plan, report
+from kiln.catalog import records
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/data/plan-mxfp8-gfx942-0.31.0.json"
 ARCHES = ("gfx942", "gfx950", "sm90", "sm100", "sm103")
 PRODUCTS = ("b200", "b300", "gb200", "gb300", "h100", "h200", "mi300x", "mi325x", "mi350x", "mi355x")
-RELEASES = ("0.24.0", "0.31.0", "0.33.0")
+RELEASES = (
+    *("0.24.0", "0.25.0", "0.25.1", "0.26.0", "0.27.0", "0.27.1"),
+    *("0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0"),
+)
 ALLOWED = {
     "bf16": {"gfx942", "gfx950", "sm90", "sm100", "sm103"},
     "mxfp8": {"gfx942", "gfx950", "sm90", "sm100", "sm103"},
+    "mxfp8-block": {"gfx942"},
     "nvfp4": {"sm100", "sm103"},
     "mxfp4": {"gfx950"},
 }
@@ -81,7 +87,8 @@ def test_the_default_release_and_model(real: Catalog) -> None:
 @pytest.mark.parametrize("variant", ALLOWED)
 def test_which_variant_runs_on_which_arch(real: Catalog, variant: str, arch: str) -> None:
     if arch in ALLOWED[variant]:
-        assert plan.make(real, variant=variant, arch=arch).target.arch == arch
+        release = "0.24.0" if variant == "mxfp8-block" else "0.31.0"
+        assert plan.make(real, variant=variant, arch=arch, release=release).target.arch == arch
     else:
         message = refusal(real, variant=variant, arch=arch).message
         assert message.startswith(f"{variant} cannot run on {arch}; it runs on: ")
@@ -155,7 +162,7 @@ def test_an_unknown_model_is_named(real: Catalog) -> None:
 
 def test_missing_names_are_asked_for(real: Catalog) -> None:
     assert refusal(real, variant="", arch="").message.splitlines() == [
-        "--variant is missing; known: bf16, mxfp8, nvfp4, mxfp4",
+        "--variant is missing; known: bf16, mxfp8, mxfp8-block, nvfp4, mxfp4",
         f"--arch is missing; known: {', '.join(ARCHES)}, or a product: {', '.join(PRODUCTS)}",
     ]
 
@@ -165,41 +172,75 @@ def test_a_release_older_than_the_model_is_refused(catalog_copy: Path, edit: Edi
     edited = catalog.load(catalog_copy)
     message = refusal(edited, release="0.24.0").message
     assert message == "MiniMaxAI/MiniMax-M3 needs vLLM 0.30.0 or newer, not 0.24.0"
-    assert {release for *_, release in plan.possible(edited)} == {"0.31.0", "0.33.0"}
+    assert {release for *_, release in plan.possible(edited)} == {*RELEASES[8:]}
 
 
 # series
 
 
-@pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize(("variant", "arch"), [(v, a) for v, arches in ALLOWED.items() for a in sorted(arches)])
-def test_which_patches_a_target_needs(real: Catalog, variant: str, arch: str, release: str) -> None:
-    expected = [PIN] * (arch == "gfx942") + [STREAM] * (release != "0.24.0")
-    found = plan.make(real, variant=variant, arch=arch, release=release)
-    assert [use.id for use in found.series] == expected
-    assert {use.edition for use in found.series} <= {release}
+def test_the_series_of_every_target(real: Catalog) -> None:
+    """What every target is patched with, or why it is refused, as one file to read through."""
+    found: dict[str, str] = {}
+    for model, variant, arch, release in plan.possible(real):
+        at = {"model": model, "variant": variant, "arch": arch, "release": release}
+        refused = [f"refused: {problem}" for problem in plan.refusals(real, **at)]
+        found[f"{variant} {arch} {release}"] = ", ".join(refused or [use.id for use in plan.make(real, **at).series])
+    assert found == json.loads((ROOT / "tests/data/series.json").read_text(encoding="utf-8"))
 
 
-def test_the_order_is_the_seriess(catalog_copy: Path) -> None:
-    (catalog_copy / "patches/series.yaml").write_text(f"order: [{STREAM}, {PIN}]\n", encoding="utf-8")
-    found = plan.make(catalog.load(catalog_copy), variant="mxfp8", arch="gfx942")
+def test_speculative_decoding_changes_how_a_target_is_served_and_not_its_series(real: Catalog) -> None:
+    """A patch is bound to model, variant, arch and release: a launch script for MTP (EAGLE3) cannot miss one."""
+    assert set(records.Applies.model_fields) == {"models", "variants", "arches", "releases"}
+    words = ("--speculative-config", '{"method": "eagle3", "num_speculative_tokens": 3}')
+    for model, variant, arch, release in plan.possible(real):
+        plain = real.recipes[model]
+        features = plain.features | {"spec_decoding": records.Feature(description="EAGLE3", args=words)}
+        with_draft = replace(real, recipes={model: plain.model_copy(update={"features": features})})
+        if not list(plan.refusals(real, model=model, variant=variant, arch=arch, release=release)):
+            asked = {"variant": variant, "arch": arch, "release": release, "model": model}
+            without, speculating = plan.make(real, **asked), plan.make(with_draft, **asked)
+            assert speculating.series == without.series
+            assert speculating.image == without.image
+            assert "--speculative-config" in speculating.serve.argv
+            assert "--speculative-config" not in without.serve.argv
+
+
+def test_the_order_is_the_seriess(two_patches: Path) -> None:
+    (two_patches / "patches/series.yaml").write_text(f"order: [{STREAM}, {PIN}]\n", encoding="utf-8")
+    found = plan.make(catalog.load(two_patches), variant="mxfp8", arch="gfx942")
     assert [use.id for use in found.series] == [STREAM, PIN]
 
 
-def test_a_patch_can_be_for_some_variants_only(catalog_copy: Path, edit: Edit) -> None:
+def test_a_patch_can_be_for_some_variants_only(two_patches: Path, edit: Edit) -> None:
     edit(f"patches/{PIN}/patch.yaml", "  arches: [gfx942]", "  arches: [gfx942]\n  variants: [bf16]")
-    edited = catalog.load(catalog_copy)
+    edited = catalog.load(two_patches)
     assert [use.id for use in plan.make(edited, variant="mxfp8", arch="gfx942").series] == [STREAM]
     assert [use.id for use in plan.make(edited, variant="bf16", arch="gfx942").series] == [PIN, STREAM]
 
 
-def test_a_patch_that_is_needed_and_has_no_edition_is_never_left_out(catalog_copy: Path, edit: Edit) -> None:
-    edit(f"patches/{STREAM}/patch.yaml", '">=0.27.0"', '">=0.24.0"')
-    error = refusal(catalog.load(catalog_copy), release="0.24.0")
-    assert error.message == (
-        f"patches/{STREAM}: needed on 0.24.0 for minimax-m3-mxfp8-gfx942-0.24.0, but it has no edition for it"
-    )
-    assert error.hint == "editions exist for: 0.31.0, 0.33.0; pick one with --release"
+def test_everything_that_keeps_a_target_from_being_made_is_listed_at_once(two_patches: Path) -> None:
+    loaded = catalog.load(two_patches)
+    stream, pin = loaded.patches[STREAM], loaded.patches[PIN]
+    kept = {release: edition for release, edition in stream.editions.items() if release != "0.31.0"}
+    unmet = {"conflicts": (STREAM,), "preconditions": {"aiter": ">=0.1.99", "flashinfer": ">=1"}}
+    patches = {STREAM: stream.model_copy(update={"editions": kept}), PIN: pin.model_copy(update=unmet)}
+    error = refusal(replace(loaded, patches=patches), release="0.31.0")
+    at = "minimax-m3-mxfp8-gfx942-0.31.0: patches"
+    assert error.message.splitlines() == [
+        f"{at}/{PIN}: conflicts with {STREAM}, and the series needs both",
+        f"{at}/{PIN}: needs aiter >=0.1.99, and the image of 0.31.0 has v0.1.23",
+        f"{at}/{PIN}: needs flashinfer >=1, and the image of 0.31.0 has none",
+        f"{at}/{STREAM}: needed on 0.31.0, and has no edition for it; editions: {', '.join(kept)}",
+    ]
+    assert error.hint == "see what can be made: ./inv plan --list --variant mxfp8; why: ./inv patch.explain"
+
+
+def test_a_precondition_on_a_pin_that_no_image_has_is_named(two_patches: Path, edit: Edit) -> None:
+    edit(f"patches/{PIN}/patch.yaml", "probe:", 'preconditions: {aitre: ">=1"}\nprobe:')
+    with pytest.raises(errors.BadInput) as caught:
+        catalog.load(two_patches)
+    said = f"patches/{PIN}/patch.yaml: preconditions: unknown pin 'aitre'; did you mean 'aiter'?"
+    assert caught.value.message == said
 
 
 # image

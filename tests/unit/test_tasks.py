@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Edit = Callable[[str, str, str], None]
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
+CATALOG = catalog.load(Path(__file__).resolve().parents[2])
 TARGET = ("--variant", "mxfp8", "--arch", "gfx942")
 TASKS = [
     "build",
@@ -36,6 +37,7 @@ TASKS = [
     "patch.explain",
     "patch.lint",
     "patch.pack",
+    "patch.prove",
     "patch.revert",
     "patch.status",
     "patch.verify",
@@ -168,7 +170,7 @@ def test_a_flag_without_its_value_is_exit_code_2(ran: Ran) -> None:
 def test_plan_without_a_target_asks_for_one(ran: Ran) -> None:
     code, out, err = ran("plan")
     assert (code, out) == (2, "")
-    assert err.startswith("✗ --variant is missing; known: bf16, mxfp8, nvfp4, mxfp4\n--arch is missing; known: gfx942")
+    assert err.startswith("✗ --variant is missing; known: bf16, mxfp8, mxfp8-block, nvfp4, mxfp4\n--arch is missing; ")
     assert err.endswith("\n  next: see what there is: ./inv plan --list\n")
 
 
@@ -206,20 +208,26 @@ def test_plan_list(ran: Ran, catalog_copy: Path) -> None:
     assert (code, err) == (0, "")
     names = ("model", "variant", "arch", "release")
     targets = list(plan.possible(catalog.load(catalog_copy)))
-    assert json.loads(out) == [
-        dict(zip(names, target, strict=True)) | {"twin": target[3] == "0.31.0"} for target in targets
-    ]
+    rows = json.loads(out)
+    twins = [dict(zip(names, target, strict=True)) | {"twin": target[3] == "0.31.0"} for target in targets]
+    assert [{key: row[key] for key in row if key != "refused"} for row in rows] == twins
+    assert any(row["refused"] for row in rows)
+    assert not all(row["refused"] for row in rows)
     code, out, err = ran("plan", "--list")
     assert (code, err) == (0, "")
     assert len(out.splitlines()) == 1 + len({target[:3] for target in targets})
-    assert "MiniMaxAI/MiniMax-M3  nvfp4    sm100   0.24.0, 0.31.0 (twin), 0.33.0" in out.splitlines()
+    cells = {tuple(cell.strip() for cell in line.split("  ") if cell.strip()) for line in out.splitlines()}
+    model, newest = "MiniMaxAI/MiniMax-M3", "0.30.0, 0.31.0 (twin), 0.32.0, 0.33.0"
+    since = "0.25.0, 0.25.1, 0.26.0, 0.27.0, 0.27.1, 0.28.0, 0.29.0"
+    assert (model, "nvfp4", "sm100", f"0.24.0, {since}, {newest}") in cells
+    assert (model, "mxfp4", "gfx950", f"{since}, {newest}", "0.24.0") in cells
 
 
 def test_plan_list_of_some_targets(ran: Ran) -> None:
     code, out, err = ran("plan", "--list", "--variant", "mxfp4", "--arch", "mi355x", "--release", "0.31.0", "--json")
     assert (code, err) == (0, "")
     row = {"model": "MiniMaxAI/MiniMax-M3", "variant": "mxfp4", "arch": "gfx950", "release": "0.31.0", "twin": True}
-    assert json.loads(out) == [row]
+    assert json.loads(out) == [row | {"refused": []}]
     code, out, err = ran("plan", "--list", "--arch", "sm90")
     assert (code, {line.split()[2] for line in out.splitlines()}) == (0, {"arch", "sm90"})
 
@@ -233,7 +241,7 @@ def test_plan_list_of_some_targets(ran: Ran) -> None:
                 "unknown model 'm'; known: MiniMaxAI/MiniMax-M3\n"
                 "unknown variant 'MXFP8'; did you mean 'mxfp8'?\n"
                 "unknown arch 'gfx94'; did you mean 'gfx942'?\n"
-                "unknown release '1'; known: 0.24.0, 0.31.0, 0.33.0"
+                f"unknown release '1'; known: {', '.join(CATALOG.releases.releases)}"
             ),
         ),
         (("--variant", "nvfp4", "--arch", "mi300x"), "no target has variant nvfp4 and arch mi300x"),
@@ -246,13 +254,14 @@ def test_plan_list_of_no_target_is_refused(ran: Ran, argv: tuple[str, ...], mess
 
 def test_lint_says_what_it_could_not_check(ran: Ran, edit: Edit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    edit("patches/m3-stream-first-delta/patch.yaml", '">=0.27.0"', '">=0.24.0"')
+    edit("patches/m3-stream-first-delta/patch.yaml", '">=0.25.0"', '">=0.24.0"')
     code, out, err = ran("lint")
-    assert (code, err) == (6, "✗ 6 findings\n")
+    editions = sum(len(patch.editions) for patch in CATALOG.patches.values())
+    assert (code, err) == (6, f"✗ {editions + 1} findings\n")
     covered = "patches/m3-stream-first-delta/patch.yaml: applies.releases: covers 0.24.0, which has no edition"
     lines = [line for line in out.splitlines() if not line.startswith("  next: ")]
     assert lines[0] == covered
-    assert len(lines[1:]) == 5
+    assert len(lines[1:]) == editions
     assert all(": could not be checked against the files of vllm-" in line for line in lines[1:])
 
 

@@ -7,6 +7,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from kiln import errors
 from kiln.catalog.load import SERIES, edition_path
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 _TEXTS = ("title", "reason", "lost_without", "drop_when")
 _OPEN_ENDS = ("todo", "tbd", "fixme", "xxx")
-_ALWAYS = frozenset({"patch.yaml", "probe.py", "README.md"})
-_BESIDE_PATCHES = frozenset({SERIES.name, "README.md"})
+_ALWAYS = frozenset({"patch.yaml", "probe.py", "tests", "EVIDENCE.md"})
+_BESIDE_PATCHES = frozenset({SERIES.name, "README.md", "conftest.py"})
 _DERIVED = "__pycache__"
 
 
@@ -30,7 +31,7 @@ def patches(catalog: Catalog) -> Iterator[Finding]:
     """Yield what is wrong with patches as far as their own files tell."""
     yield from _foreign_files(catalog)
     for patch in catalog.patches.values():
-        for rule in (_texts, _upstream, _releases, _relations, _files, _probe, _hashes):
+        for rule in (_texts, _upstream, _obsolete, _releases, _unported, _relations, _files, _probe, _hashes):
             yield from rule(catalog, patch)
     yield from _twice(catalog)
 
@@ -52,29 +53,44 @@ def _upstream(_: Catalog, patch: records.Patch) -> Iterator[Finding]:
             problem=f"status is {upstream.status}, and no link shows it",
             hint="add the link of the issue or pull request",
         )
-    if upstream.status == "merged" and upstream.merged_in is None:
-        yield Finding(
-            where=_at(patch, "upstream.merged_in"),
-            problem="status is merged, and no release is named",
-            hint="name the first release that has it",
-        )
-    if upstream.status != "merged" and upstream.merged_in is not None:
-        yield Finding(
-            where=_at(patch, "upstream.merged_in"),
-            problem=f"names {upstream.merged_in}, but status is {upstream.status}",
-            hint="set status: merged, or remove merged_in",
-        )
+    for key, statuses in (("upstream_since", ("merged", "withdrawn")), ("withdrawn_in", ("withdrawn",))):
+        release: str | None = getattr(patch, key)
+        if upstream.status in statuses and release is None:
+            problem = f"is missing, and upstream.status is {upstream.status}"
+            yield Finding(where=_at(patch, key), problem=problem, hint="name the first release for which it holds")
+        if upstream.status not in statuses and release is not None:
+            yield Finding(
+                where=_at(patch, key),
+                problem=f"names {release}, but upstream.status is {upstream.status}",
+                hint=f"set upstream.status: {statuses[0]}, or remove {key}",
+            )
+
+
+def _obsolete(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
+    """Yield releases that a patch asks for although they have its change themselves."""
+    if not (since := patch.upstream_since):
+        return
+    covered = SpecifierSet(patch.applies.releases)
+    for release in catalog.releases.releases:
+        taken_back = patch.withdrawn_in and Version(release) >= Version(patch.withdrawn_in)
+        if Version(release) >= Version(since) and not taken_back and covered.contains(release, prereleases=True):
+            yield Finding(
+                where=_at(patch, "applies.releases"),
+                problem=f"covers {release}, but vLLM has this since {since}",
+                hint=f'narrow applies.releases: "<{since}"',
+            )
 
 
 def _releases(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
     """Compare the releases a patch is for with the editions it has."""
     covered = SpecifierSet(patch.applies.releases)
     for release in catalog.releases.releases:
-        if covered.contains(release, prereleases=True) and release not in patch.editions:
+        covers = covered.contains(release, prereleases=True)
+        if covers and release not in patch.editions and release not in patch.unported:
             yield Finding(
                 where=_at(patch, "applies.releases"),
                 problem=f"covers {release}, which has no edition",
-                hint=f"add {edition_path(patch.id, release)}, or narrow applies.releases",
+                hint=f"add {edition_path(patch.id, release)}, or list it under unported, or narrow applies.releases",
             )
     for release in patch.editions:
         if not covered.contains(release, prereleases=True):
@@ -83,6 +99,21 @@ def _releases(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
                 problem=f"is outside of applies.releases {patch.applies.releases!r}, so nothing uses it",
                 hint="remove the edition, or widen applies.releases",
             )
+
+
+def _unported(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
+    """Compare the releases that targets are refused on with those the patch is for, and with its editions."""
+    covered = SpecifierSet(patch.applies.releases)
+    for release in patch.unported:
+        problem = ""
+        if release in patch.editions:
+            problem = f"names {release}, which has an edition"
+        elif not covered.contains(release, prereleases=True):
+            problem = f"names {release}, which is outside of applies.releases {patch.applies.releases!r}"
+        elif release not in catalog.releases.releases:
+            problem = errors.unknown("release", release, catalog.releases.releases)
+        if problem:
+            yield Finding(where=_at(patch, "unported"), problem=problem, hint=f"remove {release} from unported")
 
 
 def _relations(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
@@ -121,6 +152,11 @@ def _files(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
 def _probe(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
     path = _folder(catalog, patch) / "probe.py"
     where = f"patches/{patch.id}/probe.py"
+    if not patch.probe:
+        if patch.editions or path.exists():
+            hint = "say what it needs and shows" if path.exists() else "a patch with editions has a probe.py"
+            yield Finding(where=_at(patch, "probe"), problem="is missing", hint=hint)
+        return
     if not path.is_file():
         hint = f"write one that is red without the patch and shows: {patch.probe.shows}"
         yield Finding(where=where, problem="is missing", hint=hint)

@@ -185,6 +185,9 @@ def _patch_problems(catalog: Catalog, patch: records.Patch) -> Iterator[str]:
     yield from _unknown_names("arch", applies.arches, known_arches)
     yield from _unknown_names("model", applies.models, catalog.recipes)
     yield from _unknown_names("variant", applies.variants, known_variants)
+    pins = {*records.RocmStack.model_fields, *records.CudaStack.model_fields} - {"image"}
+    for problem in _unknown_names("pin", patch.preconditions, pins):
+        yield f"preconditions: {problem}"
     for release in patch.editions:
         if release not in known_releases:
             yield errors.unknown("release", release, known_releases)

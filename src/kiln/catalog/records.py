@@ -192,7 +192,6 @@ class Applies(Record):
 class Upstream(Record):
     status: Literal["not-reported", "open", "merged", "declined", "withdrawn"]
     links: tuple[Text, ...] = ()
-    merged_in: Release | None = None
 
 
 class Probe(Record):
@@ -203,18 +202,27 @@ class Probe(Record):
 
 
 class Patch(Record):
-    """`requires` and `conflicts` name patches that a series must, and must not, hold beside this one."""
+    """`requires` and `conflicts` name patches that a series must, and must not, hold beside this one.
+
+    `upstream_since` is the first release that has the change itself, `withdrawn_in` the one that took it back.
+    `unported` are releases that need the patch and have no edition: their targets are refused. `preconditions` map a
+    pin of the image to the versions that the patch works with. An entry without editions only tells what is known.
+    """
 
     id: Name
     title: Text
     reason: Text
     lost_without: Text
     upstream: Upstream
+    upstream_since: Release | None = None
+    withdrawn_in: Release | None = None
     drop_when: Text
     applies: Applies
-    probe: Probe
+    unported: tuple[Release, ...] = ()
     requires: tuple[Name, ...] = ()
     conflicts: tuple[Name, ...] = ()
+    preconditions: dict[Name, Specifier] = {}
+    probe: Probe | None = None
     editions: dict[Release, Edition] = {}
 
 

@@ -32,7 +32,11 @@ _VERIFY_TIMEOUT_S = 120
 # how BuildKit's plain progress shows the end of kiln-patch with exit code 5, and a line that a step printed
 _PATCH_STEP_FAILED = re.compile(r"kiln-patch\.pyz apply .*exit code: 5\b")
 _STEP_OUTPUT = re.compile(r"^#\d+ \d+\.\d+ (.*)$")
-_CATALOG = ("images", "patches", "recipes", "src/kiln/patching", "src/kiln/image")
+_CATALOG = (
+    *("images", "patches", "recipes", "src/kiln/patching", "src/kiln/image"),
+    # what proves a patch is in no image
+    *(":(exclude,glob)patches/*/tests/**", ":(exclude,glob)patches/*/EVIDENCE.md", ":(exclude)patches/conftest.py"),
+)
 _PROXY_ARGS = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
@@ -212,7 +216,7 @@ def _real_build(job: _Job) -> buildx.Build:
     base_name, base_digest, reference = _registry_base(job, (release.rocm if kind == "rocm" else release.cuda).image)
     with job.reporter.step("stage the build context"):
         pins = job.plan.as_data() | {"kind": job.kind, "base": {"digest": base_digest}}
-        context.stage(job.context, job.rehearsal, pins)
+        context.stage(job.context, job.rehearsal, pins, job.catalog.root / "images" / kind / "tuned")
     return buildx.Build(
         dockerfile=job.catalog.root / "images" / kind / "Dockerfile",
         context=job.context,

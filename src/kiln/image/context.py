@@ -27,14 +27,19 @@ if TYPE_CHECKING:
     from kiln.image.rehearsal import Rehearsal
 
 
-def stage(folder: Path, rehearsal: Rehearsal, pins: dict[str, object]) -> None:
-    """Write what every image gets: the applier, the series and /opt/kiln/pins.json."""
+def stage(folder: Path, rehearsal: Rehearsal, pins: dict[str, object], tuned: Path | None = None) -> None:
+    """Write what every image gets: the applier, the series and /opt/kiln/pins.json; files of `tuned` beside that.
+
+    The recipes' VLLM_TUNED_CONFIG_FOLDER names the folder that those are in: /opt/kiln/tuned.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     patch = folder / "patch"
     patch.mkdir(parents=True)
     zipapp.build(patch / "kiln-patch.pyz")
     write_series(patch / "series", rehearsal.series)
-    write_tar(folder / "rootfs.tar", {"opt/kiln/pins.json": (report.as_json(pins) + "\n").encode()})
+    tiles = sorted(tuned.iterdir()) if tuned and tuned.is_dir() else []
+    held = {f"opt/kiln/tuned/{path.name}": path.read_bytes() for path in tiles}
+    write_tar(folder / "rootfs.tar", held | {"opt/kiln/pins.json": (report.as_json(pins) + "\n").encode()})
 
 
 def stage_twin(folder: Path, catalog: Catalog, twin: records.Twin, release: records.ReleasePins) -> None:
@@ -68,15 +73,20 @@ def stage_tools(state: Path, twin: records.Twin) -> dict[str, str]:
 
     tools = state / "tools"
     _link(uv.find_uv_bin(), tools / "uv")
-    wheels = state / "torch" / twin.torch.sha256
-    if not (wheels / twin.torch.file).is_file():
+    return {"tools": str(tools), "wheels": str(torch_wheel(state, twin).parent)}
+
+
+def torch_wheel(state: Path, twin: records.Twin) -> Path:
+    """Return torch's CPU wheel, from pip's find-links folders or fetched once; alone in its folder."""
+    target = state / "torch" / twin.torch.sha256 / twin.torch.file
+    if not target.is_file():
         local = (folder / twin.torch.file for folder in pip_config.read().find_links)
         source = next((path for path in local if path.is_file()), None)
         if source:
-            _link(str(source), wheels / twin.torch.file)
+            _link(str(source), target)
         else:
-            wheel.download(twin.torch, wheels / twin.torch.file)
-    return {"tools": str(tools), "wheels": str(wheels)}
+            wheel.download(twin.torch, target)
+    return target
 
 
 def stage_secrets(folder: Path) -> dict[str, Path]:

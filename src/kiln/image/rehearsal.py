@@ -16,7 +16,7 @@ from kiln.patching.tree import Memory
 from kiln.upstream import wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from kiln.catalog import Catalog, records
     from kiln.patching.outcomes import FileReport, SeriesReport
@@ -54,17 +54,26 @@ def rehearse(plan: Plan, catalog: Catalog, source: records.WheelPin) -> Rehearsa
 
 def compile_series(plan: Plan, catalog: Catalog) -> Series:
     """Read the plan's editions from the catalog into the form the patch engine takes."""
+    return series_of(catalog, plan.target.release, [use.id for use in plan.series])
+
+
+def series_of(catalog: Catalog, release: str, ids: Iterable[str]) -> Series:
+    """Read the editions of chosen patches, in the given order, into the form the patch engine takes."""
+    editions = [(patch_id, catalog.patches[patch_id].editions[release]) for patch_id in ids]
     return Series(
         distribution=DISTRIBUTION,
-        release=plan.target.release,
+        release=release,
         patches=tuple(
             Patch(
-                id=use.id,
-                sha256=use.sha256,
-                files=tuple(FileChange(path=path, pre=pre, post=post) for path, pre, post in use.files),
-                data=(catalog.root / edition_path(use.id, use.edition)).read_bytes(),
+                id=patch_id,
+                sha256=edition.sha256,
+                files=tuple(
+                    FileChange(path=path, pre=hashes.pre, post=hashes.post)
+                    for path, hashes in sorted(edition.files.items())
+                ),
+                data=(catalog.root / edition_path(patch_id, release)).read_bytes(),
             )
-            for use in plan.series
+            for patch_id, edition in editions
         ),
     )
 

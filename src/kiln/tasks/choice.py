@@ -10,11 +10,17 @@ from kiln import plan as planning
 if TYPE_CHECKING:
     from kiln.catalog import Catalog
 
+Choice = tuple[tuple[str, str, str, str], tuple[str, ...]]
+
+_KEYS = ("model", "variant", "arch", "release")
 _SEE = "see every target there is: ./inv plan --list"
 
 
-def targets(loaded: Catalog, *, model: str, variant: str, arch: str, release: str) -> list[tuple[str, str, str, str]]:
-    """Return the possible targets with all the given names; raises BadInput for unknown names, or if none is left."""
+def targets(loaded: Catalog, *, model: str, variant: str, arch: str, release: str) -> list[Choice]:
+    """Return the possible targets with all the given names, each with why it is refused.
+
+    Raises BadInput for unknown names, or if none is left.
+    """
     arches = loaded.releases.arches
     products = {product for record in arches.values() for product in record.products}
     variants = {name for recipe in loaded.recipes.values() for name in recipe.variants}
@@ -28,7 +34,7 @@ def targets(loaded: Catalog, *, model: str, variant: str, arch: str, release: st
     if unknown := [errors.unknown(kind, name, names) for kind, name, names in known if name and name not in names]:
         raise errors.BadInput("\n".join(unknown), hint=_SEE)
     found = [
-        target
+        (target, tuple(planning.refusals(loaded, **dict(zip(_KEYS, target, strict=True)))))
         for target in planning.possible(loaded)
         if {model, variant, release} - {""} <= set(target) and _runs_on(loaded, target, arch)
     ]

@@ -77,6 +77,22 @@ def lint(_: Context, *, json: bool = False) -> None:
     show_findings(linting.patches(loaded), clean, json=json)
 
 
+@command(
+    help={"id_": "only this patch", "release": "only editions for this release"} | _JSON,
+)
+def prove(_: Context, *, id_: str = "", release: str = "", json: bool = False) -> None:
+    """Run each patch's probe and tests on the releases' real files, with and without it; needs no GPU."""
+    from kiln import catalog
+    from kiln.proof import cases
+    from kiln.proof import prove as proving
+    from kiln.report import Reporter
+    from kiln.tasks.show_proof import show_proofs
+
+    loaded = catalog.load(catalog.find_root())
+    chosen = cases.plan(loaded, ids={id_} - {""}, releases={release} - {""})
+    show_proofs(proving.run(loaded, chosen, Reporter()), json=json)
+
+
 @command(help=TARGET | {"out": "folder that gets kiln-patch.pyz and series/"})
 def pack(
     _: Context,

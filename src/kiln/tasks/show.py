@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kiln.image.receipt import Receipt
     from kiln.plan import Plan
     from kiln.smoke.records import SmokeResult
+    from kiln.tasks.choice import Choice
 
 _SHOWN_DIGEST = 19  # "sha256:" and twelve digits
 _MB = 1_000_000
@@ -46,17 +47,25 @@ def show_plan(plan: Plan, *, json: bool) -> None:
     print(report.table(("served with", "because of"), [*flags, *env]))
 
 
-def show_targets(targets: Iterable[tuple[str, str, str, str]], twins: Collection[str], *, json: bool) -> None:
-    """Print every target, releases joined; `twins` are the releases that have a twin."""
+def show_targets(targets: Iterable[Choice], twins: Collection[str], *, json: bool) -> None:
+    """Print every target with why it is refused, releases joined; `twins` are the releases that have a twin."""
     names = ("model", "variant", "arch", "release")
     if json:
-        rows = [dict(zip(names, target, strict=True)) | {"twin": target[3] in twins} for target in targets]
+        rows = [
+            dict(zip(names, target, strict=True)) | {"twin": target[3] in twins, "refused": list(refused)}
+            for target, refused in targets
+        ]
         print(report.as_json(rows))
         return
-    grouped: dict[tuple[str, str, str], list[str]] = {}
-    for model, variant, arch, release in targets:
-        grouped.setdefault((model, variant, arch), []).append(release + (" (twin)" if release in twins else ""))
-    print(report.table((*names[:3], "releases"), [(*key, ", ".join(found)) for key, found in grouped.items()]))
+    grouped: dict[tuple[str, str, str], tuple[list[str], list[str]]] = {}
+    for (*key, release), refused in targets:
+        able, unable = grouped.setdefault((key[0], key[1], key[2]), ([], []))
+        if refused:
+            unable.append(release)
+        else:
+            able.append(release + (" (twin)" if release in twins else ""))
+    cells = [(*key, ", ".join(able) or "none", ", ".join(unable)) for key, (able, unable) in grouped.items()]
+    print(report.table((*names[:3], "releases", "refused: a needed patch has no edition, or another pin"), cells))
 
 
 def show_receipt(receipt: Receipt, *, json: bool) -> None:

@@ -12,6 +12,7 @@ from kiln import errors, report
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from kiln.catalog import records
     from kiln.errors import Finding
     from kiln.explain import Explanation
     from kiln.patching.outcomes import FileReport
@@ -54,18 +55,35 @@ def show_explanation(made: Explanation, *, json: bool) -> None:
         *((f"needed on {name}", ", ".join(names) or "every one") for name, names in every.items()),
         ("needed on releases", applies.releases),
         ("editions", ", ".join(patch.editions) or "none"),
-        ("no edition for", ", ".join(made.missing) or "none of the releases it is needed on"),
+        *_missing(made),
         ("requires", ", ".join(patch.requires) or "no other patch"),
         ("conflicts with", ", ".join(patch.conflicts) or "no other patch"),
-        ("upstream", f"{upstream.status}{f' in {upstream.merged_in}' if upstream.merged_in else ''}"),
+        *(("needs in the image", f"{name} {versions}") for name, versions in patch.preconditions.items()),
+        ("upstream", _upstream(patch)),
         *(("link", link) for link in upstream.links),
         ("drop when", patch.drop_when.strip()),
-        ("probe", f"patches/{patch.id}/probe.py, needs {patch.probe.needs}: {patch.probe.shows.strip()}"),
+        *_probe(patch),
         ("used by", "\n".join(made.targets) or "no target"),
         ("evidence", "\n".join(_evidence_lines(made)) or "none under build/: ./inv smoke makes it"),
     ]
     cells = ((what, line) for what, value in rows for line in _under(value))
     print(report.table(("what", "value"), list(_once(cells))))
+
+
+def _missing(made: Explanation) -> Iterator[tuple[str, str]]:
+    if made.missing:
+        yield "no edition for", f"{', '.join(made.missing)}: targets that need it there are refused"
+
+
+def _upstream(patch: records.Patch) -> str:
+    since, withdrawn = patch.upstream_since, patch.withdrawn_in
+    parts = (patch.upstream.status, since and f"in vLLM since {since}", withdrawn and f"taken back in {withdrawn}")
+    return ", ".join(part for part in parts if part)
+
+
+def _probe(patch: records.Patch) -> Iterator[tuple[str, str]]:
+    if patch.probe:
+        yield "probe", f"patches/{patch.id}/probe.py, needs {patch.probe.needs}: {patch.probe.shows.strip()}"
 
 
 def show_findings(findings: Iterable[Finding], clean: str, *, json: bool) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
-from kiln import catalog, process
+from kiln import catalog, errors, process
+from kiln.proof import cases, prove
+from kiln.report import Reporter
+from kiln.tasks.show_proof import show_proofs
 
 _LINTERS = (
     ("ruff", "format", "--check"),
@@ -12,6 +15,7 @@ _LINTERS = (
     ("mypy",),
     ("mypy", "tests/unit", "tests/network", "tests/conftest.py", "benchmarks"),
     ("mypy", "tests/container"),  # by itself: it has modules of the same names as tests/unit
+    ("mypy", "tests/device"),
 )
 _OURS = frozenset({"KILN_ROOT", "KILN_PROGRAM"})  # what ./inv sets for this very run
 
@@ -23,10 +27,18 @@ def check() -> None:
 
 
 def test() -> None:
-    """Run check, then all tests; pytest's last lines name what could not run on this machine, and why."""
+    """Run check, then all tests, then prove every patch on every release whose files it changes in another way.
+
+    The last lines name what could not run here, and why.
+    """
     for argv in _LINTERS:
         _run(argv)
     _run(("pytest", "tests/unit", "tests/network", "tests/container", "--durations=10"))
+    loaded = catalog.load(catalog.find_root())
+    try:
+        show_proofs(prove.run(loaded, cases.distinct(loaded, cases.plan(loaded)), Reporter()), json=False)
+    except errors.Missing as error:
+        print(f"NOT RUN patch.prove: {error.message}")
 
 
 def _run(argv: tuple[str, ...]) -> None:

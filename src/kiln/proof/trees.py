@@ -1,0 +1,73 @@
+"""The Python files of a release's wheel as a folder, read by range once, and copies of it with patches applied."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kiln import errors, files
+from kiln.image import rehearsal
+from kiln.patching import errors as patching_errors
+from kiln.patching import plan as patching
+from kiln.patching.outcomes import Outcome
+from kiln.patching.tree import Directory
+from kiln.upstream.wheel import RemoteWheel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kiln.catalog import Catalog
+
+# the minimax_m3 tool parser of 0.27.0 and later calls this one from Python
+_COMPILED = "_rust_tool_parser.abi3.so"
+
+
+def released(catalog: Catalog, release: str) -> Path:
+    """Return the folder that holds the release's vllm/ as its wheel has it; only bytecode is written there."""
+    pin = catalog.releases.releases[release].wheel
+    target = catalog.state / "sources" / pin.sha256
+    with files.locked(target):
+        if not target.is_dir():
+            wheel = RemoteWheel(pin)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+                tree = Path(scratch) / "tree"
+                for name, data in wheel.read(filter(_needed, wheel.names())).items():
+                    (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                    (tree / name).write_bytes(data)
+                tree.rename(target)
+    return target
+
+
+def patched(catalog: Catalog, release: str, patches: Sequence[str], target: Path) -> Path:
+    """Return a tree of the release's files with patches applied; raises NotApplied, the files named.
+
+    Folders in which nothing changes are links to the release's own, and so is the bytecode made there.
+    """
+    source = released(catalog, release)
+    if not patches:
+        return source
+    try:
+        outcome = patching.plan(rehearsal.series_of(catalog, release, patches), Directory(source))
+    except patching_errors.PatchingError as error:
+        raise errors.NotApplied(f"{', '.join(patches)} on {release}: {error.message}", hint=error.hint) from error
+    if outcome.report.outcome is not Outcome.APPLIED:
+        raise errors.NotApplied("\n".join(rehearsal.describe(outcome.report)), hint="./inv patch.lint")
+    changed = {Path(write.path): write.data for write in outcome.writes}
+    opened = {Path(), *(folder for path in changed for folder in path.parents)}
+    for folder in sorted(opened):
+        (target / folder).mkdir(parents=True, exist_ok=True)
+        for entry in (source / folder).iterdir() if (source / folder).is_dir() else ():
+            name = folder / entry.name
+            if name not in opened and name not in changed and entry.name != "__pycache__":
+                (target / name).symlink_to(entry)
+    for path, data in changed.items():
+        if data is not None:
+            (target / path).write_bytes(data)
+    return target
+
+
+def _needed(name: str) -> bool:
+    contained = not name.startswith("/") and ".." not in Path(name).parts
+    return contained and (name.endswith((".py", ".json", _COMPILED)) or ".dist-info/" in name)

@@ -1,0 +1,57 @@
+"""Prints what proving the patches showed: a line for each edition, then the findings, or JSON and nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from kiln import errors, report
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kiln.proof.prove import Proof
+
+_HEADERS = ("patch", "release", "verdict", "fail without it", "pass with it", "not run", "seconds")
+
+
+def show_proofs(proofs: Sequence[Proof], *, json: bool) -> None:
+    """Print every proof; raises Findings when one has a finding."""
+    findings = [finding for proof in proofs for finding in proof.findings]
+    if json:
+        print(report.as_json([asdict(proof) for proof in proofs]))
+    else:
+        print(report.table(_HEADERS, [_row(proof) for proof in proofs]))
+        skipped = Counter((_name(proof), _reason(text)) for proof in proofs for text in proof.skipped)
+        for (name, reason), count in skipped.items():
+            print(f"NOT RUN {name}: {count} {'test' if count == 1 else 'tests'}: {reason}")
+        for found in findings:
+            print(f"{found.where}: {found.problem}\n  next: {found.hint}")
+    if findings:
+        raise errors.Findings(f"{len(findings)} {'finding' if len(findings) == 1 else 'findings'}")
+    if not json:
+        print(f"{len(proofs)} editions proven: red without the patch, green with it")
+
+
+def _name(proof: Proof) -> str:
+    return f"{proof.case.patch} on {proof.case.release}"
+
+
+def _reason(skipped: str) -> str:
+    """Return why a test did not run, of `id: Skipped: reason`."""
+    return skipped.rpartition("Skipped: ")[2]
+
+
+def _row(proof: Proof) -> tuple[str, ...]:
+    case = proof.case
+    verdict = "red, then green" if case.edition else "green upstream"
+    return (
+        case.patch,
+        case.release,
+        "FINDING" if proof.findings else verdict,
+        f"{proof.rules} tests" if case.edition else "",
+        f"{proof.tests} tests",
+        str(len(proof.skipped)),
+        f"{proof.seconds:.1f}",
+    )
