@@ -27,11 +27,15 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """`missing` holds the releases that the patch is needed on and has no edition for; `targets` what uses it."""
+    """`missing` holds the releases that need the patch and have no edition of it.
+
+    `targets` are those that use it, `refused` those that would and cannot be made.
+    """
 
     patch: records.Patch
     missing: tuple[str, ...]
     targets: tuple[str, ...]
+    refused: tuple[str, ...]
     evidence: tuple[Evidence, ...]
 
     def as_data(self) -> dict[str, object]:
@@ -39,6 +43,7 @@ class Explanation:
         return self.patch.model_dump(mode="json") | {
             "missing_editions": list(self.missing),
             "targets": list(self.targets),
+            "refused": list(self.refused),
             "evidence": [vars(item) for item in self.evidence],
         }
 
@@ -51,18 +56,22 @@ def make(catalog: Catalog, patch_id: str) -> Explanation:
         raise errors.BadInput(errors.unknown("patch", patch_id, catalog.patches))
     patch = catalog.patches[patch_id]
     releases = (release for release in catalog.releases.releases if plan.covers(patch.applies, release))
+    targets = tuple(_targets(catalog, patch))
     return Explanation(
         patch=patch,
         missing=tuple(release for release in releases if release not in patch.editions),
-        targets=tuple(_targets(catalog, patch)),
+        targets=tuple(slug for slug, refused in targets if not refused),
+        refused=tuple(slug for slug, refused in targets if refused),
         evidence=tuple(_evidence(catalog, patch)),
     )
 
 
-def _targets(catalog: Catalog, patch: records.Patch) -> Iterator[str]:
+def _targets(catalog: Catalog, patch: records.Patch) -> Iterator[tuple[str, bool]]:
+    """Yield each target that needs the patch, and whether it is refused."""
     for model, variant, arch, release in plan.possible(catalog):
-        if patch in plan.needed(catalog, model=model, variant=variant, arch=arch, release=release):
-            yield plan.Target(model=model, variant=variant, arch=arch, product="", release=release).slug
+        at = {"model": model, "variant": variant, "arch": arch, "release": release}
+        if patch in plan.needed(catalog, **at):
+            yield plan.Target(**at, product="").slug, any(plan.refusals(catalog, **at))
 
 
 def _evidence(catalog: Catalog, patch: records.Patch) -> Iterator[Evidence]:

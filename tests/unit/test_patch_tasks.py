@@ -220,7 +220,7 @@ def test_explain(ran: Ran, toy_catalog: Path) -> None:
         "drop when           never",
         "probe               patches/toy/probe.py, needs source: nothing",
         "used by             minimax-m3-mxfp8-gfx942-0.31.0",
-        "                    minimax-m3-mxfp8-gfx942-0.32.0",
+        "refused             minimax-m3-mxfp8-gfx942-0.32.0",
         "                    minimax-m3-mxfp8-gfx942-0.33.0",
         "evidence            build/a-target/r-evidence.json: FAILED, of another edition, sha256:1",
         "                    build/a-target/twin-evidence.json: passed, sha256:1",
@@ -228,12 +228,22 @@ def test_explain(ran: Ran, toy_catalog: Path) -> None:
     code, out, err = ran("patch.explain", "--id", "toy", "--json")
     assert (code, err) == (0, "")
     data = json.loads(out)
-    assert (data["id"], data["missing_editions"], len(data["targets"])) == ("toy", ["0.32.0", "0.33.0"], 3)
+    assert (data["id"], data["missing_editions"]) == ("toy", ["0.32.0", "0.33.0"])
+    assert (len(data["targets"]), len(data["refused"])) == (1, 2)
     assert [(row["passed"], row["current"]) for row in data["evidence"]] == [(False, False), (True, True)]
 
 
 def test_explain_without_evidence_says_where_it_comes_from(ran: Ran) -> None:
     assert "evidence            none under build/: ./inv smoke makes it\n" in ran("patch.explain", "--id", "toy")[1]
+
+
+def test_a_bare_word_is_the_id_and_help_stays_help(ran: Ran) -> None:
+    named = ran("patch.explain", "--id", "toy", "--json")
+    assert named[0] == 0
+    assert ran("patch.explain", "toy", "--json") == named
+    assert ran("patch.explain", "tyo") == (2, "", "✗ unknown patch 'tyo'; did you mean 'toy'?\n")
+    assert "Docstring:" in ran("patch.explain", "--help")[1]
+    assert ran("patch.lint", "toy")[0] == 2
 
 
 def test_explain_of_a_patch_that_is_not_there(ran: Ran) -> None:

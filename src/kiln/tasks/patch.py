@@ -77,9 +77,7 @@ def lint(_: Context, *, json: bool = False) -> None:
     show_findings(linting.patches(loaded), clean, json=json)
 
 
-@command(
-    help={"id_": "only this patch", "release": "only editions for this release"} | _JSON,
-)
+@command(help={"id_": "only this patch", "release": "only editions for this release"} | _JSON)
 def prove(_: Context, *, id_: str = "", release: str = "", json: bool = False) -> None:
     """Run each patch's probe and tests on the releases' real files, with and without it; needs no GPU."""
     from kiln import catalog

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
+import itertools
 import os
 import re
 import signal
@@ -18,7 +20,7 @@ from kiln import __version__, errors
 from kiln.tasks.command import BROKEN_PIPE, drop_unwritable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from invoke.parser.argument import Argument
     from invoke.parser.context import ParserContext
@@ -67,10 +69,23 @@ class KilnProgram(Program):
         self.parse_core(argv)
         sys.dont_write_bytecode = False  # Invoke turns it on, which would make every start slower
         self.parse_collection()
+        self.core.unparsed = list(self._with_ids(self.core.unparsed))
         self.parse_tasks()
         self.parse_cleanup()
         self.update_config()
         self.execute()
+
+    def _with_ids(self, words: Sequence[str]) -> Iterator[str]:
+        """Yield the words of a command line, with --id before a bare word that follows a task of one thing.
+
+        Invoke's positional arguments would take `TASK --help` for a value.
+        """
+        tasks = {name: self.collection[name] for name in self.collection.task_names}
+        takes_id = {name for name, task in tasks.items() if "id_" in inspect.signature(task.body).parameters}
+        for before, word in itertools.pairwise(("", *words)):
+            if before in takes_id and not word.startswith("-") and word not in tasks:
+                yield "--id"
+            yield word
 
     def _near(self, error: ParseError) -> str:
         """Say Invoke's parse errors in the words of a command line."""

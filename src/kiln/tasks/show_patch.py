@@ -64,6 +64,7 @@ def show_explanation(made: Explanation, *, json: bool) -> None:
         ("drop when", patch.drop_when.strip()),
         *_probe(patch),
         ("used by", "\n".join(made.targets) or "no target"),
+        *(("refused", slug) for slug in made.refused),
         ("evidence", "\n".join(_evidence_lines(made)) or "none under build/: ./inv smoke makes it"),
     ]
     cells = ((what, line) for what, value in rows for line in _under(value))
