@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = "patches/toy/patch.yaml"
-CASE = Case(patch="toy", release="0.31.0", before=(), edition=True)
+CASE = Case(patch="toy", release="0.31.0")
 
 
 def change(root: Path, old: str, new: str, file: str = TOY) -> None:
@@ -44,13 +44,16 @@ def add_second(root: Path) -> None:
 
 def test_every_edition_is_a_case_on_top_of_what_changes_its_files(toy_catalog: Path) -> None:
     add_second(toy_catalog)
-    second = Case(patch="second", release="0.31.0", before=("toy",), edition=True)
-    assert cases.plan(catalog.load(toy_catalog)) == (CASE, second)
+    second = Case(patch="second", release="0.31.0", before=("toy",))
+    whole = Case(patch="all of bf16 gfx942", release="0.31.0", before=("toy", "second"), kind="series")
+    loaded = catalog.load(toy_catalog)
+    assert cases.plan(loaded) == (CASE, second, whole)
+    assert cases.plan(loaded, ids={"toy"}) == (CASE, whole)
 
 
 def test_the_release_that_has_a_change_itself_is_a_case_too(toy_catalog: Path) -> None:
     change(toy_catalog, "{status: not-reported}", "{status: merged, links: [x]}\nupstream_since: 0.33.0")
-    upstream = Case(patch="toy", release="0.33.0", before=(), edition=False)
+    upstream = Case(patch="toy", release="0.33.0", kind="upstream")
     loaded = catalog.load(toy_catalog)
     assert cases.plan(loaded) == (CASE, upstream)
     assert cases.plan(loaded, releases={"0.33.0"}) == (upstream,)
@@ -59,7 +62,8 @@ def test_the_release_that_has_a_change_itself_is_a_case_too(toy_catalog: Path) -
 
 def test_the_ends_of_each_run_of_equal_changes_stand_for_it() -> None:
     loaded = catalog.load(ROOT)
-    pin = [case.release for case in cases.distinct(loaded, cases.plan(loaded, ids={"gfx942-index-topk-pin"}))]
+    chosen = cases.distinct(loaded, cases.plan(loaded, ids={"gfx942-index-topk-pin"}))
+    pin = [case.release for case in chosen if case.kind == "edition"]
     assert pin == ["0.24.0", "0.25.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0"]
     upstream = cases.distinct(loaded, cases.plan(loaded, ids={"eagle3-amd"}))
     assert [case.release for case in upstream] == ["0.24.0", "0.33.0"]
@@ -121,7 +125,7 @@ def test_each_way_to_be_wrong_is_a_finding(changed: dict[str, prove.Ran | None],
 
 
 def test_a_release_that_should_have_the_change_and_has_not_is_a_finding() -> None:
-    case = Case(patch="toy", release="0.33.0", before=(), edition=False)
+    case = Case(patch="toy", release="0.33.0", kind="upstream")
     green: dict[str, prove.Ran | None] = {"probe_released": None, "tests_released": None, "tests_patched": None}
     assert judged(green, case).findings == ()
     assert (
@@ -129,19 +133,55 @@ def test_a_release_that_should_have_the_change_and_has_not_is_a_finding() -> Non
     )
 
 
+def test_a_series_is_judged_by_the_modules_that_can_be_imported() -> None:
+    case = Case(patch="all of bf16 gfx942", release="0.31.0", before=("a", "b"), kind="series")
+    alone: dict[str, prove.Ran | None] = {"probe_released": None, "tests_released": None, "tests_patched": None}
+    said = ended(0, "not run: vllm.x: needs compiled code\ngreen: 1 of 2 changed modules can be imported\n")
+    assert judged(alone | {"probe_patched": said}, case).skipped == ("vllm.x: needs compiled code",)
+    red = judged(alone | {"probe_patched": ended(1, "red: vllm.x cannot be imported")}, case)
+    assert [finding.where for finding in red.findings] == ["all of bf16 gfx942 on 0.31.0"]
+
+
+def test_a_module_that_only_the_patched_tree_cannot_import_is_red(tmp_path: Path) -> None:
+    for tree in ("released", "patched"):
+        (tmp_path / tree / "toy").mkdir(parents=True)
+        (tmp_path / tree / "toy/__init__.py").touch()
+        (tmp_path / tree / "toy/always.py").write_text("import no_such_module\n")
+        (tmp_path / tree / "toy/good.py").touch()
+    (tmp_path / "patched/toy/new.py").touch()
+
+    def told(*modules: str) -> tuple[int, list[str]]:
+        script, trees = ROOT / "src/kiln/proof/imports.py", (tmp_path / "patched", tmp_path / "released")
+        ended = process.run(process.python("-P", str(script), *map(str, trees), *modules))
+        return ended.code, ended.stdout.splitlines()
+
+    missing = "ModuleNotFoundError: No module named 'no_such_module'"
+    assert told("toy.always", "toy.good", "toy.new") == (
+        0,
+        [
+            f"not run: toy.always: cannot be imported here, patched or not: {missing}",
+            "green: 2 of 3 changed modules can be imported",
+        ],
+    )
+    (tmp_path / "patched/toy/good.py").write_text("from toy.new import Gone\n")
+    code, lines = told("toy.good", "toy.new")
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith("red: toy.good cannot be imported when all patches are applied: ImportError: ")
+
+
 # what a person sees
 
 
 def test_proofs_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    upstream = Case(patch="toy", release="0.33.0", before=(), edition=False)
+    upstream = Case(patch="toy", release="0.33.0", kind="upstream")
     show_proof.show_proofs([judged(), judged(case=upstream)], json=False)
     assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [
         "patch",
         "toy",
         "toy",
-        "NOT RUN toy on 0.31.0: 1 test: no GPU",
-        "NOT RUN toy on 0.33.0: 1 test: no GPU",
-        "2 editions proven: red without the patch, green with it",
+        "NOT RUN toy on 0.31.0: no GPU",
+        "NOT RUN toy on 0.33.0: no GPU",
+        "1 editions proven: red without the patch, green with it",
     ]
 
 

@@ -1,10 +1,10 @@
-"""Says which patches are proven on which releases, on top of which other patches; pure."""
+"""Says which patches are proven on which releases, each on top of others and all of a target together; pure."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kiln import errors
 from kiln import plan as planning
@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A patch on a release: `before` are the patches under it; without an edition the release itself must pass."""
+    """What is proven on one release, by its probe and tests, or by importing what changed.
+
+    edition: `patch`, applied on top of `before`, against `before` alone.
+    upstream: that the release itself has what `patch` does.
+    series: that the modules which `before` change can be imported when all of them are applied; `patch` names a target.
+    """
 
     patch: str
     release: str
-    before: tuple[str, ...]
-    edition: bool
+    before: tuple[str, ...] = ()
+    kind: Literal["edition", "upstream", "series"] = "edition"
 
     @property
     def name(self) -> str:
@@ -37,39 +42,60 @@ def plan(catalog: Catalog, *, ids: Collection[str] = (), releases: Collection[st
     if problems:
         raise errors.BadInput("\n".join(problems))
     chosen = [catalog.patches[patch_id] for patch_id in catalog.order if not ids or patch_id in ids]
-    return tuple(
-        case for patch in chosen for case in _cases(catalog, patch) if not releases or case.release in releases
-    )
+    cases = [case for patch in chosen for case in _cases(catalog, patch)]
+    together = sorted((case for release in known for case in _together(catalog, release)), key=lambda case: case.patch)
+    cases += [case for case in together if not ids or set(ids) & set(case.before)]
+    return tuple(case for case in cases if not releases or case.release in releases)
 
 
 def distinct(catalog: Catalog, chosen: Sequence[Case]) -> tuple[Case, ...]:
-    """Return the first and the last release of each run of releases on which a patch changes the same bytes."""
-    runs = itertools.groupby(chosen, key=lambda case: (case.patch, case.edition, _changed(catalog, case)))
+    """Return the first and the last release of each run of releases on which the same bytes change."""
+    runs = itertools.groupby(chosen, key=lambda case: (case.patch, case.kind, case.before, _changed(catalog, case)))
     ends = ((cases[0], cases[-1]) for cases in (tuple(run) for _, run in runs))
     return tuple(case for pair in ends for case in dict.fromkeys(pair))
 
 
 def _changed(catalog: Catalog, case: Case) -> dict[str, records.FileHashes]:
-    return catalog.patches[case.patch].editions[case.release].files if case.edition else {}
+    return catalog.patches[case.patch].editions[case.release].files if case.kind == "edition" else {}
 
 
 def _cases(catalog: Catalog, patch: records.Patch) -> Iterator[Case]:
     for release in patch.editions:
-        yield Case(patch=patch.id, release=release, before=_before(catalog, patch, release), edition=True)
+        yield Case(patch=patch.id, release=release, before=_before(catalog, patch, release))
     if patch.probe and patch.upstream_since:
         for release in catalog.releases.releases if not patch.editions else {patch.upstream_since}:
             if release in catalog.releases.releases:
-                yield Case(patch=patch.id, release=release, before=(), edition=False)
+                yield Case(patch=patch.id, release=release, kind="upstream")
 
 
 def _before(catalog: Catalog, patch: records.Patch, release: str) -> tuple[str, ...]:
     """Return the patches that come before it in the first series that holds it and leave a file that it changes."""
     paths = patch.editions[release].files.keys()
-    for model, variant, arch, each in planning.possible(catalog):
-        series = planning.needed(catalog, model=model, variant=variant, arch=arch, release=each)
-        if each == release and patch in series:
+    for series in _series(catalog, release).values():
+        if patch in series:
             earlier = series[: series.index(patch)]
-            return tuple(
-                other.id for other in earlier if release in other.editions and paths & other.editions[release].files
-            )
+            return tuple(other.id for other in earlier if paths & other.editions[release].files)
     return ()
+
+
+def _together(catalog: Catalog, release: str) -> Iterator[Case]:
+    """Yield each series of a release that is no part of another, once, where it is more than one patch."""
+    found: dict[tuple[str, ...], str] = {}
+    for target, series in _series(catalog, release).items():
+        found.setdefault(tuple(patch.id for patch in series), target)
+    for ids, target in found.items():
+        if len(ids) > 1 and not any(set(ids) < set(other) for other in found):
+            yield Case(patch=f"all of {target}", release=release, before=ids, kind="series")
+
+
+def _series(catalog: Catalog, release: str) -> dict[str, tuple[records.Patch, ...]]:
+    """Return the patches with an edition of every target of a release, in order, by variant and arch."""
+    return {
+        f"{variant} {arch}": tuple(
+            patch
+            for patch in planning.needed(catalog, model=model, variant=variant, arch=arch, release=release)
+            if release in patch.editions
+        )
+        for model, variant, arch, each in planning.possible(catalog)
+        if each == release
+    }

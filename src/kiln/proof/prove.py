@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kiln.proof.cases import Case
     from kiln.report import Reporter
 
-_WORKER = Path(__file__).with_name("worker.py")
+_WORKER, _IMPORTS = (Path(__file__).with_name(name) for name in ("worker.py", "imports.py"))
 _PARALLEL = 2
 _TIMEOUT_S = 600
 _TAIL_LINES = 30
@@ -30,6 +30,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
+_NOT_RUN = "not run: "
 _KINDS = ("probe released", "tests released", "probe patched", "tests patched")
 _PYTEST = (
     *("pytest", "-q", "-p", "no:cacheprovider", "-p", "no:warnings"),
@@ -82,19 +83,31 @@ def run(catalog: Catalog, cases: Sequence[Case], reporter: Reporter) -> tuple[Pr
 
 
 def _jobs(catalog: Catalog, case: Case, scratch: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Make the trees of a case and yield the programs to run on them."""
+    """Make the trees of a case and yield the programs to run on them, by kind."""
+    if case.kind == "series":
+        yield from _import_jobs(catalog, case, scratch)
+        return
     folder = catalog.root / "patches" / case.patch
-    states = {"released": case.before, "patched": (*case.before, case.patch)} if case.edition else {"patched": ()}
-    for state, patches in states.items():
+    states = {"released": case.before, "patched": (*case.before, case.patch)}
+    for state, patches in states.items() if case.kind == "edition" else (("patched", ()),):
         tree = trees.patched(catalog, case.release, patches, scratch / f"{case.patch}-{case.release}-{state}")
         env = {"KILN_TREE": str(tree), "KILN_RELEASE": case.release, "KILN_STATE": state}
         at = {"path": [str(tree)], "cwd": str(scratch)}
         yield f"probe {state}", at | {"argv": [str(folder / "probe.py"), str(tree)], "env": env}
         # the tests of an edition may look at how it is done, not only at what it does
-        if (folder / "tests").is_dir() and (case.edition or not catalog.patches[case.patch].editions):
+        if (folder / "tests").is_dir() and (case.kind == "edition" or not catalog.patches[case.patch].editions):
             argv = [*_PYTEST, f"--rootdir={folder.parent}", str(folder / "tests")]
             results = {"KILN_RESULTS": str(scratch / f"{case.patch}-{case.release}-{state}.json")}
             yield f"tests {state}", at | {"argv": argv, "env": env | results}
+
+
+def _import_jobs(catalog: Catalog, case: Case, scratch: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Apply a whole series and yield the program that imports what it changed."""
+    tree = trees.patched(catalog, case.release, case.before, scratch / f"{case.name}".replace(" ", "-"))
+    files = {path for patch in case.before for path in catalog.patches[patch].editions[case.release].files}
+    modules = sorted(path.removesuffix(".py").replace("/", ".") for path in files if path.endswith(".py"))
+    argv = [str(_IMPORTS), str(tree), str(trees.released(catalog, case.release)), *modules]
+    yield "probe patched", {"path": [], "cwd": str(scratch), "argv": argv, "env": {}}
 
 
 def _run(
@@ -128,15 +141,19 @@ def judge(case: Case, ran: Mapping[str, Ran]) -> Proof:
         case=case,
         rules=len(mine.get("tests released", _NOTHING).results.get("xfailed", ())),
         tests=len(patched.results.get("passed", ())),
-        skipped=tuple(patched.results.get("skipped", ())),
+        skipped=(*patched.results.get("skipped", ()), *_not_run(mine["probe patched"])),
         findings=tuple(_findings(case, mine)),
         seconds=round(sum(each.seconds for each in mine.values()), 1),
     )
 
 
+def _not_run(ran: Ran) -> Iterator[str]:
+    return (line.removeprefix(_NOT_RUN) for line in ran.output.splitlines() if line.startswith(_NOT_RUN))
+
+
 def _findings(case: Case, mine: Mapping[str, Ran]) -> Iterator[Finding]:
-    where = f"patches/{case.patch} on {case.release}"
-    if case.edition:
+    where = f"{case.patch} on {case.release}" if case.kind == "series" else f"patches/{case.patch} on {case.release}"
+    if case.kind == "edition":
         yield from _probe(where, mine["probe released"], red=True)
         if "tests released" not in mine:
             yield Finding(where=where, problem="has no tests", hint=f"write patches/{case.patch}/tests/test_*.py")
@@ -151,10 +168,12 @@ def _findings(case: Case, mine: Mapping[str, Ran]) -> Iterator[Finding]:
         yield Finding(where=where, problem=problem, hint="repair the edition or the test")
 
 
+_STATES = {True: "without the patch", False: "with the patch, or on the release that has it,"}
+
+
 def _probe(where: str, ran: Ran, *, red: bool) -> Iterator[Finding]:
     """Compare how a probe ended with what it must say: exit 1 and what is wrong, or exit 0 and what it saw."""
     code, word = (1, "red: ") if red else (0, "green: ")
     if ran.code != code or not any(line.startswith(word) for line in ran.output.splitlines()):
-        state = "without the patch" if red else "with the patch, or on the release that has it,"
-        problem = f"{state} its probe is not {word.removesuffix(': ')}: exit code {ran.code}\n{ran.tail}"
+        problem = f"{_STATES[red]} its probe is not {word.removesuffix(': ')}: exit code {ran.code}\n{ran.tail}"
         yield Finding(where=where, problem=problem, hint="repair the edition or the probe")

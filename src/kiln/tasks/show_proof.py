@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from kiln.proof.prove import Proof
 
+_VERDICTS = {"edition": "red, then green", "upstream": "green upstream", "series": "can be imported"}
 _HEADERS = ("patch", "release", "verdict", "fail without it", "pass with it", "not run", "seconds")
 
 
@@ -25,13 +26,14 @@ def show_proofs(proofs: Sequence[Proof], *, json: bool) -> None:
         print(report.table(_HEADERS, [_row(proof) for proof in proofs]))
         skipped = Counter((_name(proof), _reason(text)) for proof in proofs for text in proof.skipped)
         for (name, reason), count in skipped.items():
-            print(f"NOT RUN {name}: {count} {'test' if count == 1 else 'tests'}: {reason}")
+            print(f"NOT RUN {name}: {reason}{f' ({count} tests)' if count > 1 else ''}")
         for found in findings:
             print(f"{found.where}: {found.problem}\n  next: {found.hint}")
     if findings:
         raise errors.Findings(f"{len(findings)} {'finding' if len(findings) == 1 else 'findings'}")
     if not json:
-        print(f"{len(proofs)} editions proven: red without the patch, green with it")
+        editions = sum(proof.case.kind == "edition" for proof in proofs)
+        print(f"{editions} editions proven: red without the patch, green with it")
 
 
 def _name(proof: Proof) -> str:
@@ -45,13 +47,12 @@ def _reason(skipped: str) -> str:
 
 def _row(proof: Proof) -> tuple[str, ...]:
     case = proof.case
-    verdict = "red, then green" if case.edition else "green upstream"
     return (
         case.patch,
         case.release,
-        "FINDING" if proof.findings else verdict,
-        f"{proof.rules} tests" if case.edition else "",
-        f"{proof.tests} tests",
+        "FINDING" if proof.findings else _VERDICTS[case.kind],
+        f"{proof.rules} tests" if proof.rules else "",
+        f"{proof.tests} tests" if proof.tests else "",
         str(len(proof.skipped)),
         f"{proof.seconds:.1f}",
     )
