@@ -25,12 +25,13 @@ EDITIONS = sorted((patch.id, release) for patch in CATALOG.patches.values() for 
 
 
 def series_with(name: str, release: str) -> Series:
-    """Return the series of some target in which the edition has its place."""
+    """Return the series of some target in which the edition has its place, also where the target itself is refused."""
     for model, variant, arch, of in plan.possible(CATALOG):
         if of == release:
-            made = plan.make(CATALOG, model=model, variant=variant, arch=arch, release=release)
-            if name in {use.id for use in made.series}:
-                return rehearsal.compile_series(made, CATALOG)
+            needed = plan.needed(CATALOG, model=model, variant=variant, arch=arch, release=release)
+            ids = [patch.id for patch in needed if release in patch.editions]
+            if name in ids:
+                return rehearsal.series_of(CATALOG, release, ids)
     raise AssertionError(f"no target has {name} for {release}")
 
 
