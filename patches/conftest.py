@@ -29,11 +29,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if file := os.environ.get("KILN_RESULTS"):
         kinds = ("passed", "failed", "error", "skipped", "xfailed")
         found = {kind: [_told(item) for item in terminalreporter.getreports(kind)] for kind in kinds}
+        unready = (item for item in terminalreporter.getreports("xfailed") if item.when == "setup")
+        found["unready"] = [_told(item) for item in unready]
         Path(file).write_text(json.dumps(found), encoding="utf-8")
 
 
 def _told(item: pytest.TestReport) -> str:
-    reason = item.longrepr[2] if item.skipped and isinstance(item.longrepr, tuple) else ""
+    reason = item.longrepr[2] if item.outcome == "skipped" and isinstance(item.longrepr, tuple) else ""
     return f"{item.nodeid}: {reason}" if reason else item.nodeid
 
 

@@ -240,9 +240,10 @@ def _pins(pins: records.ReleasePins, arch: records.Arch) -> Iterator[tuple[str, 
 def _series(catalog: Catalog, target: Target) -> Iterator[PatchUse]:
     at = {"model": target.model, "variant": target.variant, "arch": target.arch, "release": target.release}
     if problems := list(refusals(catalog, **at)):
+        culprit = problems[0].partition(":")[0].removeprefix("patches/")
         raise errors.BadInput(
             "\n".join(f"{target.slug}: {problem}" for problem in problems),
-            hint=f"see what can be made: ./inv plan --list --variant {target.variant}; why: ./inv patch.explain",
+            hint=f"see what can be: ./inv plan --list --variant {target.variant}; why: ./inv patch.explain {culprit}",
         )
     for patch in needed(catalog, **at):
         edition = patch.editions[target.release]

@@ -40,6 +40,12 @@ def test_a_patch_says_why_it_is_there_and_when_it_can_go(name: str) -> None:
     assert patch.probe or not patch.editions
 
 
+def test_the_two_ways_to_keep_mxfp8_experts_small_exclude_each_other() -> None:
+    hybrid, block = "mxfp8-moe-gfx942", "blockfp8-moe-gfx942"
+    assert CATALOG.patches[hybrid].conflicts == (block,)
+    assert CATALOG.patches[block].conflicts == (hybrid,)
+
+
 @pytest.mark.parametrize("name", PATCHES)
 def test_a_patch_folder_holds_its_editions_its_probe_and_nothing_else(name: str) -> None:
     found = {path.name for path in (ROOT / "patches" / name).iterdir() if path.name != "__pycache__"}

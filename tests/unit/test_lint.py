@@ -29,6 +29,7 @@ def sha256(data: bytes) -> str:
 def root(toy_catalog: Path) -> Path:
     """A catalog in which nothing is to be found: the toy with its probe, canonical, its pristine file at hand."""
     (toy_catalog / "patches/toy/probe.py").write_text("print('red')\n")
+    (toy_catalog / "patches/toy/tests").mkdir()
     hold(toy_catalog, BEFORE)
     rewrite(toy_catalog, git.diff({PATH: BEFORE}, {PATH: AFTER}))
     return toy_catalog
@@ -59,7 +60,7 @@ def another(
 ) -> None:
     """Add a patch of its own after the toy."""
     folder = root / "patches" / patch_id
-    folder.mkdir()
+    (folder / "tests").mkdir(parents=True)
     (folder / "probe.py").write_text("")
     (folder / "0.31.0.patch").write_bytes(edition)
     rows = "".join(
@@ -86,7 +87,6 @@ def found(root: Path) -> list[tuple[str, str]]:
 
 def test_nothing_is_found_where_nothing_is_wrong(root: Path) -> None:
     (root / "patches/toy/EVIDENCE.md").write_text("")
-    (root / "patches/toy/tests").mkdir()
     (root / "patches/README.md").write_text("")
     (root / "patches/toy/__pycache__").mkdir()
     assert found(root) == []
@@ -135,6 +135,11 @@ def test_every_finding_says_what_comes_next(root: Path) -> None:
             "covers 0.31.0, but vLLM has this since 0.31.0",
         ),
         (
+            ("{status: not-reported}", "{status: merged, links: [x]}\nupstream_since: 0.34.0"),
+            "upstream_since",
+            "unknown release '0.34.0'; did you mean '0.33.0'?",
+        ),
+        (
             ("editions:", "unported: [0.31.0]\neditions:"),
             "unported",
             "names 0.31.0, which has an edition",
@@ -158,6 +163,11 @@ def test_a_wrong_field_of_a_patch_is_found(root: Path, edit: tuple[str, str], wh
 def test_a_merged_patch_with_its_release_and_link_is_right(root: Path) -> None:
     change(root, "{status: not-reported}", "{status: merged, links: [x]}\nupstream_since: 0.33.0")
     assert found(root) == []
+
+
+def test_a_patch_without_tests_is_found(root: Path) -> None:
+    (root / "patches/toy/tests").rmdir()
+    assert found(root) == [("patches/toy/tests", "is missing")]
 
 
 def test_an_edition_that_nothing_uses_is_found(root: Path) -> None:

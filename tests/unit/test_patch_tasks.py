@@ -47,6 +47,7 @@ def ran(toy_catalog: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.chdir(toy_catalog)
     monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)  # Invoke changes it
     (toy_catalog / "patches/toy/probe.py").write_text("")
+    (toy_catalog / "patches/toy/tests").mkdir()
     edition, described = toy_catalog / "patches/toy/0.31.0.patch", toy_catalog / "patches/toy/patch.yaml"
     old, new = edition.read_bytes(), git.diff({PATH: BEFORE}, {PATH: AFTER})
     edition.write_bytes(new)
@@ -219,9 +220,8 @@ def test_explain(ran: Ran, toy_catalog: Path) -> None:
         "link                https://a/2",
         "drop when           never",
         "probe               patches/toy/probe.py, needs source: nothing",
-        "used by             minimax-m3-mxfp8-gfx942-0.31.0",
-        "refused             minimax-m3-mxfp8-gfx942-0.32.0",
-        "                    minimax-m3-mxfp8-gfx942-0.33.0",
+        "used by             minimax-m3-mxfp8-gfx942 with 0.31.0",
+        "refused             minimax-m3-mxfp8-gfx942 with 0.32.0, 0.33.0",
         "evidence            build/a-target/r-evidence.json: FAILED, of another edition, sha256:1",
         "                    build/a-target/twin-evidence.json: passed, sha256:1",
     ]

@@ -232,7 +232,10 @@ def test_everything_that_keeps_a_target_from_being_made_is_listed_at_once(two_pa
         f"{at}/{PIN}: needs flashinfer >=1, and the image of 0.31.0 has none",
         f"{at}/{STREAM}: needed on 0.31.0, and has no edition for it; editions: {', '.join(kept)}",
     ]
-    assert error.hint == "see what can be made: ./inv plan --list --variant mxfp8; why: ./inv patch.explain"
+    assert (
+        error.hint
+        == "see what can be: ./inv plan --list --variant mxfp8; why: ./inv patch.explain gfx942-index-topk-pin"
+    )
 
 
 def test_a_precondition_on_a_pin_that_no_image_has_is_named(two_patches: Path, edit: Edit) -> None:

@@ -57,7 +57,8 @@ def test_the_release_that_has_a_change_itself_is_a_case_too(toy_catalog: Path) -
     loaded = catalog.load(toy_catalog)
     assert cases.plan(loaded) == (CASE, upstream)
     assert cases.plan(loaded, releases={"0.33.0"}) == (upstream,)
-    assert cases.plan(loaded, ids={"toy"}, releases={"0.24.0"}) == ()
+    with pytest.raises(errors.BadInput, match=r"^nothing to prove of toy on 0\.24\.0$"):
+        cases.plan(loaded, ids={"toy"}, releases={"0.24.0"})
 
 
 def test_the_ends_of_each_run_of_equal_changes_stand_for_it() -> None:
@@ -65,8 +66,10 @@ def test_the_ends_of_each_run_of_equal_changes_stand_for_it() -> None:
     chosen = cases.distinct(loaded, cases.plan(loaded, ids={"gfx942-index-topk-pin"}))
     pin = [case.release for case in chosen if case.kind == "edition"]
     assert pin == ["0.24.0", "0.25.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0"]
+    stream = cases.distinct(loaded, cases.plan(loaded, ids={"m3-stream-first-delta"}))
+    assert "0.31.0" in {case.release for case in stream if case.kind == "edition"}
     upstream = cases.distinct(loaded, cases.plan(loaded, ids={"eagle3-amd"}))
-    assert [case.release for case in upstream] == ["0.24.0", "0.33.0"]
+    assert [case.release for case in upstream] == ["0.24.0", "0.31.0", "0.33.0"]
 
 
 def test_unknown_names_are_listed_at_once(toy_catalog: Path) -> None:
@@ -85,7 +88,7 @@ def ended(code: int, output: str = "", **results: list[str]) -> prove.Ran:
 
 RIGHT = {
     "probe released": ended(1, "noise\nred: the defect\n"),
-    "tests released": ended(0, "", xfailed=["a", "b"]),
+    "tests released": ended(0, "", xfailed=["a", "b"], unready=["b"]),
     "probe patched": ended(0, "green: gone\n"),
     "tests patched": ended(0, "", passed=["a", "b", "c"], skipped=["d: Skipped: no GPU"]),
 }
@@ -97,7 +100,9 @@ def judged(changed: Mapping[str, prove.Ran | None] | None = None, case: Case = C
 
 
 def test_a_patch_that_is_red_then_green_is_proven() -> None:
-    assert judged() == Proof(case=CASE, rules=2, tests=3, skipped=("d: Skipped: no GPU",), findings=(), seconds=4.0)
+    assert judged() == Proof(
+        case=CASE, rules=2, unready=1, tests=3, skipped=("d: Skipped: no GPU",), findings=(), seconds=4.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,6 +118,10 @@ def test_a_patch_that_is_red_then_green_is_proven() -> None:
         ({"tests_released": ended(0, "", xfailed=[])}, "a test that is marked as a rule"),
         ({"tests_patched": ended(1, "assert 1 == 2", failed=["a"])}, "with the patch, tests fail:\nassert 1 == 2"),
         ({"tests_patched": ended(5, "no tests ran")}, "with the patch, tests fail:\nno tests ran"),
+        ({"tests_patched": ended(-14, "....")}, "with the patch, tests fail, and took longer than 600 s:\n...."),
+        ({"tests_patched": ended(0, "", skipped=["a: Skipped: x"])}, "with the patch, no test passes"),
+        ({"tests_patched": ended(0, "")}, "with the patch, no test passes"),
+        ({"tests_patched": ended(0, "", passed=["a"])}, "fails without the patch, and is gone with it: b"),
         ({"tests_patched": None, "tests_released": None}, "has no tests"),
     ],
 )
@@ -163,6 +172,8 @@ def test_a_module_that_only_the_patched_tree_cannot_import_is_red(tmp_path: Path
             "green: 2 of 3 changed modules can be imported",
         ],
     )
+    (tmp_path / "patched/toy/always.py").write_text("import no_such_module\nfrom toy.lost import Thing\n")
+    assert told("toy.always") == (1, ["red: toy.always imports toy.lost, which the tree does not have"])
     (tmp_path / "patched/toy/good.py").write_text("from toy.new import Gone\n")
     code, lines = told("toy.good", "toy.new")
     assert (code, len(lines)) == (1, 1)
@@ -231,8 +242,10 @@ def test_every_program_runs_in_a_fork_of_its_own_and_its_end_is_told(tmp_path: P
         leaves="import sys\nsys.modules['left'] = sys\n",
         fresh="import left\n",
         hangs="import time\ntime.sleep(60)\n",
+        forgets="import subprocess\nsubprocess.Popen(['sleep', '7.2519'])\n",
         dies="import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
     )
+    assert not process.succeeds(("pgrep", "-f", "sleep 7.2519"))
     assert found == {
         "arguments": (0, "word arguments /"),
         "path": (0, "imported"),
@@ -243,5 +256,6 @@ def test_every_program_runs_in_a_fork_of_its_own_and_its_end_is_told(tmp_path: P
         "leaves": (0, ""),
         "fresh": (1, "ModuleNotFoundError: No module named 'left'"),
         "hangs": (-signal.SIGALRM, ""),
+        "forgets": (0, ""),
         "dies": (-signal.SIGKILL, ""),
     }

@@ -44,7 +44,7 @@ def test_a_patch_that_is_not_proven_ends_the_tests_red(
 ) -> None:
     def found(_catalog: object, cases: tuple[Case, ...], _reporter: object) -> tuple[Proof, ...]:
         wrong = Finding(where="patches/toy on 0.31.0", problem="its probe is not red")
-        return (Proof(case=cases[0], rules=0, tests=0, skipped=(), findings=(wrong,), seconds=0.0),)
+        return (Proof(case=cases[0], rules=0, unready=0, tests=0, skipped=(), findings=(wrong,), seconds=0.0),)
 
     monkeypatch.setattr(prove, "run", found)
     with pytest.raises(errors.Findings, match=r"^1 finding$"):

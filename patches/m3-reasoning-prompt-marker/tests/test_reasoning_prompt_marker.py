@@ -155,6 +155,29 @@ def test_a_structured_output_begins_after_the_reasoning_of_its_own_turn(endpoint
 
 
 @pytest.mark.rule("E4.2-5")
+def test_a_special_token_inside_the_answer_does_not_cut_its_turn(probe: ModuleType) -> None:
+    tokenizer = probe.make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|quoted|>"]})
+    endpoint = Endpoint(probe, tokenizer)
+    prompt = probe.turns(*HISTORIES["pair quoted by the user"])
+    answer = "<mm:think>The marker is <|quoted|>, two and two.</mm:think>It is 4."
+    tokens = endpoint.ids(answer)
+    assert tokenizer.convert_tokens_to_ids("<|quoted|>") in tokens
+    reasoned = tokens.index(tokenizer.convert_tokens_to_ids(END)) + 1
+    assert endpoint.constrained_from(prompt, answer) == reasoned
+    for size in (1, 3, 100):
+        assert endpoint.sized(prompt, answer, size) == endpoint.whole(answer)
+
+
+@pytest.mark.rule("E4.2-3")
+@pytest.mark.parametrize("length", [4094, 4095, 4096, 4097, 8191, 8192, 8193])
+def test_the_turn_is_found_behind_a_long_text(endpoint: Endpoint, probe: ModuleType, length: int) -> None:
+    prompt = probe.turns(*HISTORIES["pair quoted by the user"])
+    assert not endpoint.ended(prompt + "x" * length)
+    assert endpoint.ended(prompt + PAIR + "x" * length)
+
+
+@pytest.mark.rule("E4.2-5")
 @pytest.mark.parametrize("added", [[START, END], ["<|turn|>"]])
 def test_other_special_tokens_change_nothing(probe: ModuleType, added: list[str]) -> None:
     tokenizer = probe.make_tokenizer()
@@ -210,7 +233,7 @@ def test_an_eos_token_at_the_end_of_the_answer_changes_nothing(
         assert endpoint.stream(prompt, [*parts, ("", [eos])]) == expected
 
 
-def test_a_prompt_without_special_tokens_is_one_turn(endpoint: Endpoint) -> None:
+def test_a_prompt_without_eos_is_one_turn(endpoint: Endpoint) -> None:
     assert endpoint.ended(f"Think in {PAIR}. 2+2?")
     assert not endpoint.ended("2+2?")
     assert not endpoint.ended("")

@@ -71,7 +71,9 @@ def test_quantisers_compile_without_spills(compiled: dict[str, Any], dtype: str,
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_the_other_fp8_is_upcast_to_fp16(compiled: dict[str, Any], job: str, size: str) -> None:
     """Without the normaliser gfx942, and with it gfx950, would not use its FP8 units."""
-    assert all(opcode.endswith("_f16") for opcode in compiled[f"{job} {size}"]["matrix"])
+    opcodes = compiled[f"{job} {size}"]["matrix"]
+    assert opcodes
+    assert all(opcode.endswith("_f16") for opcode in opcodes)
 
 
 @pytest.mark.parametrize("size", ["small", "large"])

@@ -118,6 +118,20 @@ def test_native_mode_runs_every_token_count_in_fp8(experts: Any) -> None:
     assert branches(layer, record_branches(experts), (1, 8, 9, 1023, 1024)) == ["native"] * 5
 
 
+@pytest.mark.rule("P1.7-13")
+@pytest.mark.parametrize("mode", ["native", "hybrid"])
+def test_native_mode_reserves_no_room_for_the_bf16_branch(experts: Any, mode: str) -> None:
+    experts.patch.setenv("KILN_MXFP8_MOE", mode)
+    layer = experts.layer(experts.small())
+    made = experts.processed(layer)
+    rows, columns, hidden = layer.w13_weight.shape
+    shapes = made.workspace_shapes(64, columns, hidden, 2, rows, rows, None, layer.activation)
+    assert type(made).__name__ == "Mxfp8Cdna3Experts"
+    assert shapes[2] == (64, hidden)
+    assert [len(shape) for shape in shapes[:2]] == ([1, 1] if mode == "native" else [3, 3])
+    assert (shapes[0] == (0,)) == (mode == "native")
+
+
 @pytest.mark.rule("P1.7-12")
 @pytest.mark.usefixtures("calls")
 def test_only_the_token_count_decides(experts: Any) -> None:

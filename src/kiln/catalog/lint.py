@@ -45,7 +45,7 @@ def _texts(_: Catalog, patch: records.Patch) -> Iterator[Finding]:
             yield Finding(where=_at(patch, name), problem=f"is still {text.strip()!r}", hint="say it in a sentence")
 
 
-def _upstream(_: Catalog, patch: records.Patch) -> Iterator[Finding]:
+def _upstream(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
     upstream = patch.upstream
     if upstream.status != "not-reported" and not upstream.links:
         yield Finding(
@@ -53,6 +53,7 @@ def _upstream(_: Catalog, patch: records.Patch) -> Iterator[Finding]:
             problem=f"status is {upstream.status}, and no link shows it",
             hint="add the link of the issue or pull request",
         )
+    yield from _known_releases(catalog, patch)
     for key, statuses in (("upstream_since", ("merged", "withdrawn")), ("withdrawn_in", ("withdrawn",))):
         release: str | None = getattr(patch, key)
         if upstream.status in statuses and release is None:
@@ -64,6 +65,15 @@ def _upstream(_: Catalog, patch: records.Patch) -> Iterator[Finding]:
                 problem=f"names {release}, but upstream.status is {upstream.status}",
                 hint=f"set upstream.status: {statuses[0]}, or remove {key}",
             )
+
+
+def _known_releases(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
+    known = catalog.releases.releases
+    for key in ("upstream_since", "withdrawn_in"):
+        release: str | None = getattr(patch, key)
+        if release and release not in known:
+            problem = errors.unknown("release", release, known)
+            yield Finding(where=_at(patch, key), problem=problem, hint="name one of images/releases.yaml")
 
 
 def _obsolete(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
@@ -161,6 +171,9 @@ def _probe(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
         hint = f"write one that is red without the patch and shows: {patch.probe.shows}"
         yield Finding(where=where, problem="is missing", hint=hint)
         return
+    if not (_folder(catalog, patch) / "tests").is_dir():
+        hint = f"write patches/{patch.id}/tests/test_*.py; each rule fails without the patch: CONTRIBUTING.md"
+        yield Finding(where=f"patches/{patch.id}/tests", problem="is missing", hint=hint)
     try:
         ast.parse(path.read_bytes(), where)
     except (SyntaxError, ValueError) as error:

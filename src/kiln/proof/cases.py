@@ -45,14 +45,23 @@ def plan(catalog: Catalog, *, ids: Collection[str] = (), releases: Collection[st
     cases = [case for patch in chosen for case in _cases(catalog, patch)]
     together = sorted((case for release in known for case in _together(catalog, release)), key=lambda case: case.patch)
     cases += [case for case in together if not ids or set(ids) & set(case.before)]
-    return tuple(case for case in cases if not releases or case.release in releases)
+    found = tuple(case for case in cases if not releases or case.release in releases)
+    if not found:
+        what = f"{', '.join(ids) or 'any patch'} on {', '.join(releases) or 'any release'}"
+        raise errors.BadInput(f"nothing to prove of {what}", hint="see what there is: ./inv patch.explain ID")
+    return found
 
 
 def distinct(catalog: Catalog, chosen: Sequence[Case]) -> tuple[Case, ...]:
-    """Return the first and the last release of each run of releases on which the same bytes change."""
+    """Return the default release, and the first and last of each run of releases on which the same bytes change."""
     runs = itertools.groupby(chosen, key=lambda case: (case.patch, case.kind, case.before, _changed(catalog, case)))
-    ends = ((cases[0], cases[-1]) for cases in (tuple(run) for _, run in runs))
-    return tuple(case for pair in ends for case in dict.fromkeys(pair))
+    default = catalog.releases.default_release
+    return tuple(
+        case
+        for run in (tuple(run) for _, run in runs)
+        for case in run
+        if case in {run[0], run[-1]} or case.release == default
+    )
 
 
 def _changed(catalog: Catalog, case: Case) -> dict[str, records.FileHashes]:

@@ -5,10 +5,12 @@ Usage: python3 imports.py PATCHED RELEASED MODULE...   (two folders that hold vl
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
 import sys
+from pathlib import Path
 
 
 def problems(root: str, modules: list[str]) -> dict[str, str]:
@@ -37,12 +39,29 @@ def _problem(module: str) -> str:
     return ""
 
 
+def absent(root: str, module: str) -> set[str]:
+    """Return the modules of its own package that a module imports by name, and that the tree does not have."""
+    file = Path(root, *module.split(".")).with_suffix(".py")
+    tree = ast.parse(file.read_bytes() if file.is_file() else b"")
+    plain = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    plain += [
+        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    ]
+    own = module.split(".", maxsplit=1)[0]
+    places = {name: Path(root, *name.split(".")) for name in plain if name.split(".")[0] == own}
+    return {name for name, place in places.items() if not (place.is_dir() or place.with_suffix(".py").is_file())}
+
+
 def main(patched: str, released: str, modules: list[str]) -> int:
     before, after = problems(released, modules), problems(patched, modules)
     # a module that the patches add is missing before; one that needs compiled code or a GPU fails the same way in both
     wrong = {module: text for module, text in after.items() if before.get(module) != text}
     for module, text in wrong.items():
         print(f"red: {module} cannot be imported when all patches are applied: {text}")
+    for module in after:
+        for name in sorted(absent(patched, module) - absent(released, module)):
+            print(f"red: {module} imports {name}, which the tree does not have")
+            wrong[module] = name
     if wrong:
         return 1
     for module, text in after.items():

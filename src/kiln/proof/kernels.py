@@ -26,7 +26,11 @@ def ensure(catalog: Catalog, reporter: Reporter) -> Path:
     pins = catalog.releases.releases[catalog.releases.default_release]
     if not pins.twin:
         raise errors.Missing(f"release {catalog.releases.default_release} pins no CPU wheel of torch")
-    wanted = (catalog.root / LOCK).read_text(encoding="utf-8") + context.requirement(pins.twin.torch)
+    lock = (catalog.root / LOCK).read_text(encoding="utf-8")
+    for name in ("pytest", "triton"):
+        if f"\n{name}==" not in lock:
+            raise errors.BadInput(f"{LOCK}: does not lock {name}", hint=f"git checkout {LOCK}")
+    wanted = lock + context.requirement(pins.twin.torch)
     with files.locked(home):
         made = home / "made-from.lock"
         python = home / "venv/bin/python"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ _ENVIRONMENT = {
 }
 _NOT_RUN = "not run: "
 _KINDS = ("probe released", "tests released", "probe patched", "tests patched")
+_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 _PYTEST = (
     *("pytest", "-q", "-p", "no:cacheprovider", "-p", "no:warnings"),
     *("--import-mode=importlib", "--strict-markers", "-c", "/dev/null"),
@@ -40,10 +42,14 @@ _PYTEST = (
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What a case showed: `rules` fail without the patch, `tests` pass with it, `skipped` says what did not run."""
+    """What a case showed: `rules` fail without the patch, `tests` pass with it, `skipped` says what did not run.
+
+    `unready` of the rules cannot even begin without the patch, because a file that it adds is not there.
+    """
 
     case: Case
     rules: int
+    unready: int
     tests: int
     skipped: tuple[str, ...]
     findings: tuple[Finding, ...]
@@ -58,6 +64,10 @@ class Ran:
     output: str
     seconds: float
     results: Mapping[str, Sequence[str]]
+
+    @property
+    def end(self) -> str:
+        return f", and took longer than {_TIMEOUT_S} s" if self.code == -signal.SIGALRM else ""
 
     @property
     def tail(self) -> str:
@@ -91,14 +101,14 @@ def _jobs(catalog: Catalog, case: Case, scratch: Path) -> Iterator[tuple[str, di
     states = {"released": case.before, "patched": (*case.before, case.patch)}
     for state, patches in states.items() if case.kind == "edition" else (("patched", ()),):
         tree = trees.patched(catalog, case.release, patches, scratch / f"{case.patch}-{case.release}-{state}")
-        env = {"KILN_TREE": str(tree), "KILN_RELEASE": case.release, "KILN_STATE": state}
         at = {"path": [str(tree)], "cwd": str(scratch)}
-        yield f"probe {state}", at | {"argv": [str(folder / "probe.py"), str(tree)], "env": env}
+        yield f"probe {state}", at | {"argv": [str(folder / "probe.py"), str(tree)], "env": {}}
         # the tests of an edition may look at how it is done, not only at what it does
         if (folder / "tests").is_dir() and (case.kind == "edition" or not catalog.patches[case.patch].editions):
             argv = [*_PYTEST, f"--rootdir={folder.parent}", str(folder / "tests")]
-            results = {"KILN_RESULTS": str(scratch / f"{case.patch}-{case.release}-{state}.json")}
-            yield f"tests {state}", at | {"argv": argv, "env": env | results}
+            results = scratch / f"{case.patch}-{case.release}-{state}.json"
+            env = {"KILN_TREE": str(tree), "KILN_RELEASE": case.release, "KILN_STATE": state}
+            yield f"tests {state}", at | {"argv": argv, "env": env | {"KILN_RESULTS": str(results)}}
 
 
 def _import_jobs(catalog: Catalog, case: Case, scratch: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -116,7 +126,7 @@ def _run(
     work = {"parallel": _PARALLEL, "seconds": _TIMEOUT_S, "jobs": [{"name": name} | job for name, job in jobs.items()]}
     file = files.write(scratch / "jobs.json", json.dumps(work))
     argv = (str(python), "-P", str(_WORKER), str(file))
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VLLM_"))}
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     lines = process.show(argv, env=inherited | _ENVIRONMENT, line=lambda text: detail(_name(text)))
     for line in filter(_is_record, lines.splitlines()):
         said = json.loads(line)
@@ -136,10 +146,11 @@ def _is_record(line: str) -> bool:
 def judge(case: Case, ran: Mapping[str, Ran]) -> Proof:
     """Compare how the programs of a case ended, by `case.name` and kind, with what they must show."""
     mine = {kind: ran[name] for kind in _KINDS if (name := f"{case.name} {kind}") in ran}
-    patched = mine.get("tests patched", _NOTHING)
+    released, patched = (mine.get(f"tests {state}", _NOTHING) for state in ("released", "patched"))
     return Proof(
         case=case,
-        rules=len(mine.get("tests released", _NOTHING).results.get("xfailed", ())),
+        rules=len(released.results.get("xfailed", ())),
+        unready=len(released.results.get("unready", ())),
         tests=len(patched.results.get("passed", ())),
         skipped=(*patched.results.get("skipped", ()), *_not_run(mine["probe patched"])),
         findings=tuple(_findings(case, mine)),
@@ -163,9 +174,23 @@ def _findings(case: Case, mine: Mapping[str, Ran]) -> Iterator[Finding]:
             problem = "without the patch, a test that is marked as a rule passes, or there is none"
             yield Finding(where=where, problem=f"{problem}:\n{released.tail}", hint="make it fail without the patch")
     yield from _probe(where, mine["probe patched"], red=False)
-    if "tests patched" in mine and mine["tests patched"].code:
-        problem = f"with the patch, tests fail:\n{mine['tests patched'].tail}"
-        yield Finding(where=where, problem=problem, hint="repair the edition or the test")
+    if "tests patched" in mine:
+        yield from _passed(where, mine["tests patched"], mine.get("tests released", _NOTHING))
+
+
+def _passed(where: str, patched: Ran, released: Ran) -> Iterator[Finding]:
+    """Compare what the tests did with the patch with the rules that failed without it."""
+    hint = "repair the edition or the test"
+    passed = patched.results.get("passed", ())
+    if patched.code:
+        yield Finding(where=where, problem=f"with the patch, tests fail{patched.end}:\n{patched.tail}", hint=hint)
+    elif not passed:
+        yield Finding(where=where, problem="with the patch, no test passes", hint=hint)
+    else:
+        skipped = {text.partition(": Skipped")[0] for text in patched.results.get("skipped", ())}
+        lost = sorted(set(released.results.get("xfailed", ())) - {*passed, *skipped})
+        for test in lost:
+            yield Finding(where=where, problem=f"fails without the patch, and is gone with it: {test}", hint=hint)
 
 
 _STATES = {True: "without the patch", False: "with the patch, or on the release that has it,"}
@@ -175,5 +200,7 @@ def _probe(where: str, ran: Ran, *, red: bool) -> Iterator[Finding]:
     """Compare how a probe ended with what it must say: exit 1 and what is wrong, or exit 0 and what it saw."""
     code, word = (1, "red: ") if red else (0, "green: ")
     if ran.code != code or not any(line.startswith(word) for line in ran.output.splitlines()):
-        problem = f"{_STATES[red]} its probe is not {word.removesuffix(': ')}: exit code {ran.code}\n{ran.tail}"
+        problem = (
+            f"{_STATES[red]} its probe is not {word.removesuffix(': ')}: exit code {ran.code}{ran.end}\n{ran.tail}"
+        )
         yield Finding(where=where, problem=problem, hint="repair the edition or the probe")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +27,15 @@ _COMPILED = "_rust_tool_parser.abi3.so"
 
 
 def released(catalog: Catalog, release: str) -> Path:
-    """Return the folder that holds the release's vllm/ as its wheel has it; only bytecode is written there."""
+    """Return the folder that holds the release's vllm/ as its wheel has it; only bytecode is written there.
+
+    It is read again where a file of it is not what was put there, as after a test that wrote into it.
+    """
     pin = catalog.releases.releases[release].wheel
     target = catalog.state / "sources" / pin.sha256
     with files.locked(target):
-        if not target.is_dir():
+        if not _intact(target):
+            shutil.rmtree(target, ignore_errors=True)
             wheel = RemoteWheel(pin)
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
@@ -37,7 +44,26 @@ def released(catalog: Catalog, release: str) -> Path:
                     (tree / name).parent.mkdir(parents=True, exist_ok=True)
                     (tree / name).write_bytes(data)
                 tree.rename(target)
+            files.write(_sum_of(target), _digest(target))
+            _intact.cache_clear()
     return target
+
+
+@functools.cache  # once a process: a tree is asked for by every case
+def _intact(tree: Path) -> bool:
+    return _sum_of(tree).is_file() and tree.is_dir() and _sum_of(tree).read_text(encoding="utf-8") == _digest(tree)
+
+
+def _sum_of(tree: Path) -> Path:
+    return tree.with_name(f"{tree.name}.sum")
+
+
+def _digest(tree: Path) -> str:
+    """Return one hash of the names and contents of all files but bytecode."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in tree.rglob("*") if path.is_file() and path.parent.name != "__pycache__"):
+        total.update(f"{path.relative_to(tree)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def patched(catalog: Catalog, release: str, patches: Sequence[str], target: Path) -> Path:

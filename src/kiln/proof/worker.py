@@ -20,7 +20,10 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
 
 SHARED = ("torch", "torch._dynamo", "torch._inductor.standalone_compile", "triton", "transformers", "pytest")
 
@@ -32,7 +35,7 @@ def main(file: str) -> None:
             importlib.import_module(name)
     waiting = list(reversed(work["jobs"]))
     running: dict[int, tuple[dict[str, Any], Path, float]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _none_left(running):
         while waiting or running:
             while waiting and len(running) < work["parallel"]:
                 job = waiting.pop()
@@ -40,6 +43,7 @@ def main(file: str) -> None:
                 running[_fork(job, log, work["seconds"])] = job, log, time.monotonic()
             pid, status = os.wait()
             job, log, start = running.pop(pid)
+            _end_group(pid)
             print(
                 json.dumps(
                     {
@@ -53,12 +57,28 @@ def main(file: str) -> None:
             )
 
 
+@contextlib.contextmanager
+def _none_left(running: Collection[int]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for pid in running:
+            _end_group(pid)
+
+
+def _end_group(pid: int) -> None:
+    """End what a program has started and not waited for."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 def _fork(job: dict[str, Any], log: Path, seconds: int) -> int:
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
+        os.setpgid(0, 0)
         signal.alarm(seconds)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)

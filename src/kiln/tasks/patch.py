@@ -55,7 +55,7 @@ revert = _engine("revert", "Take the applied series out again: every file as the
 status = _engine("status", "Say what each patch and file of an installed vLLM is; writes nothing, exit code 0.")
 
 
-@command(help={"id_": "id of the patch: the name of its folder in patches/"} | _JSON)
+@command(help={"id_": "id of the patch, the name of its folder in patches/; --id may be left out"} | _JSON)
 def explain(_: Context, *, id_: str = "", json: bool = False) -> None:
     """Say why a patch exists, where it is needed, what is lost without it, and what evidence carries it."""
     from kiln import catalog
@@ -77,7 +77,7 @@ def lint(_: Context, *, json: bool = False) -> None:
     show_findings(linting.patches(loaded), clean, json=json)
 
 
-@command(help={"id_": "only this patch", "release": "only editions for this release"} | _JSON)
+@command(help={"id_": "only this patch; --id may be left out", "release": "only editions for this release"} | _JSON)
 def prove(_: Context, *, id_: str = "", release: str = "", json: bool = False) -> None:
     """Run each patch's probe and tests on the releases' real files, with and without it; needs no GPU."""
     from kiln import catalog

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -63,8 +64,8 @@ def show_explanation(made: Explanation, *, json: bool) -> None:
         *(("link", link) for link in upstream.links),
         ("drop when", patch.drop_when.strip()),
         *_probe(patch),
-        ("used by", "\n".join(made.targets) or "no target"),
-        *(("refused", slug) for slug in made.refused),
+        ("used by", "\n".join(_by_release(made.targets)) or "no target"),
+        *(("refused", line) for line in _by_release(made.refused)),
         ("evidence", "\n".join(_evidence_lines(made)) or "none under build/: ./inv smoke makes it"),
     ]
     cells = ((what, line) for what, value in rows for line in _under(value))
@@ -123,6 +124,12 @@ def _print_files(files: Iterable[FileReport]) -> None:
 
 def _failure(code: int) -> type[errors.KilnError]:
     return errors.BadInput if code == errors.BadInput.exit_code else errors.NotApplied
+
+
+def _by_release(slugs: Iterable[str]) -> Iterator[str]:
+    """Yield the targets of one variant and arch in a line."""
+    for target, group in itertools.groupby((slug.rpartition("-") for slug in slugs), key=lambda parts: parts[0]):
+        yield f"{target} with {', '.join(release for _, _, release in group)}"
 
 
 def _evidence_lines(made: Explanation) -> Iterator[str]:

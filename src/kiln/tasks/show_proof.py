@@ -51,7 +51,7 @@ def _row(proof: Proof) -> tuple[str, ...]:
         case.patch,
         case.release,
         "FINDING" if proof.findings else _VERDICTS[case.kind],
-        f"{proof.rules} tests" if proof.rules else "",
+        f"{proof.rules} tests{f', {proof.unready} lack its files' if proof.unready else ''}" if proof.rules else "",
         f"{proof.tests} tests" if proof.tests else "",
         str(len(proof.skipped)),
         f"{proof.seconds:.1f}",
