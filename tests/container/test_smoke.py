@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 QUIET = Reporter(quiet=True)
 PATCH = "m3-stream-first-delta"
+PARSER = "vllm/reasoning/minimax_m3_reasoning_parser.py"
 
 
 @pytest.mark.usefixtures("twin")
@@ -39,11 +40,17 @@ def test_the_twin_is_green(real_catalog: Catalog, twin_plan: Plan, client: docke
     assert not client.containers.list(all=True, filters={"label": "ai.kiln.session"})
 
 
-def test_without_the_patch_the_first_delta_is_lost(edited: Callable[[Callable[[Path], None]], Catalog]) -> None:
+def test_without_the_patch_the_first_delta_is_lost(
+    edited: Callable[[Callable[[Path], None]], Catalog], twin_plan: Plan
+) -> None:
+    chain = [use.id for use in twin_plan.series if any(path == PARSER for path, _, _ in use.files)]
+
     def unlist(root: Path) -> None:
-        shutil.rmtree(root / "patches" / PATCH)
+        """PATCH goes, and with it what is made on top of it."""
         series = root / "patches/series.yaml"
-        series.write_text(series.read_text().replace(f"  - {PATCH}\n", ""))
+        for patch_id in chain[chain.index(PATCH) :]:
+            shutil.rmtree(root / "patches" / patch_id)
+            series.write_text(series.read_text().replace(f"  - {patch_id}\n", ""))
 
     unpatched = edited(unlist)
     result = target.run(unpatched, plan.make(unpatched, variant="mxfp8", arch="gfx942"), twin=True, reporter=QUIET)

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from kiln import errors, plan, process
+from kiln.catalog import edition_path
 from kiln.engine import short_lived
 from kiln.image import base, build, buildx, inspect
-from kiln.image.rehearsal import rehearse
+from kiln.image.rehearsal import DISTRIBUTION, rehearse
 from kiln.patching import authoring
 from kiln.patching.tree import Memory
 from kiln.report import Reporter
@@ -54,7 +55,8 @@ def read(client: docker.DockerClient, image: str, path: str) -> bytes:
 def test_the_receipt_tells_what_was_built(twin: Receipt, twin_plan: Plan, real_catalog: Catalog) -> None:
     written = json.loads((real_catalog.output(twin_plan.target.slug) / "twin.json").read_text())
     assert written["digest"] == twin.digest
-    assert twin.series == ("gfx942-index-topk-pin", "m3-stream-first-delta")
+    assert written["series"] == [use.id for use in twin_plan.series]
+    assert twin.series == tuple(written["series"])
     assert 0 < twin.compressed_bytes < 300_000_000
 
 
@@ -68,16 +70,20 @@ def test_the_ledger_in_the_image_is_the_rehearsals(
 def test_the_patched_files_have_their_post_hashes(
     client: docker.DockerClient, twin_image: str, twin_plan: Plan
 ) -> None:
-    for use in twin_plan.series:
-        for path, _, post in use.files:
-            assert hashlib.sha256(read(client, twin_image, f"{SITE}/{path}")).hexdigest() == post
+    # what the last patch of each file leaves
+    expected = {path: post for use in twin_plan.series for path, _, post in use.files}
+    assert PARSER in expected
+    for path, post in expected.items():
+        assert hashlib.sha256(read(client, twin_image, f"{SITE}/{path}")).hexdigest() == post
 
 
-def test_labels_name_release_base_and_series(client: docker.DockerClient, twin_image: str, twin: Receipt) -> None:
+def test_labels_name_release_base_and_series(
+    client: docker.DockerClient, twin_image: str, twin: Receipt, twin_plan: Plan
+) -> None:
     labels = client.images.get(twin_image).labels
     assert labels["org.opencontainers.image.version"] == "0.31.0"
     assert labels["org.opencontainers.image.base.digest"] == twin.base
-    assert labels["ai.kiln.series"] == "gfx942-index-topk-pin,m3-stream-first-delta"
+    assert labels["ai.kiln.series"] == ",".join(use.id for use in twin_plan.series)
     assert labels["ai.kiln.ledger.sha256"] == twin.ledger_sha256
 
 
@@ -153,17 +159,22 @@ def test_an_edit_of_the_same_size_reaches_the_image(
     edited: Callable[[Callable[[Path], None]], Catalog], real_catalog: Catalog, twin: Receipt, twin_plan: Plan
 ) -> None:
     """BuildKit takes a file of the same size and time for the one it has: what is staged must not look like that."""
-    pristine = wheel.read(build.twin_of(twin_plan).wheel, [PARSER], cache=real_catalog.state / "wheels")
+    release = twin_plan.target.release
+    chain = [use for use in twin_plan.series if any(path == PARSER for path, _, _ in use.files)]
+    paths = sorted({path for use in chain for path, _, _ in use.files})
+    pristine = wheel.read(build.twin_of(twin_plan).wheel, paths, cache=real_catalog.state / "wheels")
 
     def edit(root: Path) -> None:
-        folder = root / "patches" / PATCH
-        edition, record = folder / "0.31.0.patch", folder / "patch.yaml"
-        old = authoring.edition(PATCH, edition.read_bytes(), Memory(pristine))
-        new = authoring.edition(PATCH, old.data.replace(b"stray closer", b"stray CLOSER"), Memory(pristine))
-        edition.write_bytes(new.data)
-        block, rest = record.read_text().split("  0.33.0:")
-        block = block.replace(old.sha256, new.sha256).replace(str(old.files[0].post), str(new.files[0].post))
-        record.write_text(f"{block}  0.33.0:{rest}")
+        """One edition changes, and with it the hashes that the editions on top of it are recorded with."""
+        held = {use.id: (root / edition_path(use.id, release)).read_bytes() for use in chain}
+        held[PATCH] = held[PATCH].replace(b"stray closer", b"stray CLOSER")
+        for patch in authoring.series(DISTRIBUTION, release, held.items(), Memory(pristine)).patches:
+            (root / edition_path(patch.id, release)).write_bytes(patch.data)
+            path = root / "patches" / patch.id / "patch.yaml"
+            record = yaml.safe_load(path.read_text())
+            files = {file.path: {"pre": file.pre, "post": file.post} for file in patch.files}
+            record["editions"][release] = {"sha256": patch.sha256, "files": files}
+            path.write_text(yaml.safe_dump(record, sort_keys=False))
 
     changed = edited(edit)
     receipt = build.run(changed, plan.make(changed, variant="mxfp8", arch="gfx942"), twin=True, reporter=QUIET)
