@@ -72,6 +72,12 @@ def test_the_ends_of_each_run_of_equal_changes_stand_for_it() -> None:
     assert [case.release for case in upstream] == ["0.24.0", "0.31.0", "0.33.0"]
 
 
+def test_a_release_that_needs_a_patch_without_an_edition_is_a_case(toy_catalog: Path) -> None:
+    change(toy_catalog, '"==0.31.0"}', '">=0.31.0"}\nunported: [0.32.0, 0.33.0]')
+    found = cases.plan(catalog.load(toy_catalog))
+    assert found == (CASE, *(Case(patch="toy", release=name, kind="unported") for name in ("0.32.0", "0.33.0")))
+
+
 def test_unknown_names_are_listed_at_once(toy_catalog: Path) -> None:
     with pytest.raises(errors.BadInput) as caught:
         cases.plan(catalog.load(toy_catalog), ids={"tyo"}, releases={"0.31"})
@@ -140,6 +146,14 @@ def test_a_release_that_should_have_the_change_and_has_not_is_a_finding() -> Non
     assert (
         "on the release that has it" in judged(green | {"probe_patched": ended(1, "red: x")}, case).findings[0].problem
     )
+
+
+def test_a_release_said_to_need_a_patch_that_does_not_is_a_finding() -> None:
+    case = Case(patch="toy", release="0.33.0", kind="unported")
+    alone: dict[str, prove.Ran | None] = {"tests_released": None, "probe_patched": None, "tests_patched": None}
+    assert judged(alone, case).findings == ()
+    green = judged(alone | {"probe_released": ended(0, "green: all is well")}, case)
+    assert [finding.problem[:43] for finding in green.findings] == ["without the patch its probe is not red: exi"]
 
 
 def test_a_series_is_judged_by_the_modules_that_can_be_imported() -> None:

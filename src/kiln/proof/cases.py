@@ -21,13 +21,14 @@ class Case:
 
     edition: `patch`, applied on top of `before`, against `before` alone.
     upstream: that the release itself has what `patch` does.
+    unported: that the release needs `patch`, which has no edition for it.
     series: that the modules which `before` change can be imported when all of them are applied; `patch` names a target.
     """
 
     patch: str
     release: str
     before: tuple[str, ...] = ()
-    kind: Literal["edition", "upstream", "series"] = "edition"
+    kind: Literal["edition", "upstream", "unported", "series"] = "edition"
 
     @property
     def name(self) -> str:
@@ -71,6 +72,8 @@ def _changed(catalog: Catalog, case: Case) -> dict[str, records.FileHashes]:
 def _cases(catalog: Catalog, patch: records.Patch) -> Iterator[Case]:
     for release in patch.editions:
         yield Case(patch=patch.id, release=release, before=_before(catalog, patch, release))
+    if patch.probe:
+        yield from (Case(patch=patch.id, release=release, kind="unported") for release in patch.unported)
     if patch.probe and patch.upstream_since:
         for release in catalog.releases.releases if not patch.editions else {patch.upstream_since}:
             if release in catalog.releases.releases:

@@ -98,8 +98,7 @@ def _jobs(catalog: Catalog, case: Case, scratch: Path) -> Iterator[tuple[str, di
         yield from _import_jobs(catalog, case, scratch)
         return
     folder = catalog.root / "patches" / case.patch
-    states = {"released": case.before, "patched": (*case.before, case.patch)}
-    for state, patches in states.items() if case.kind == "edition" else (("patched", ()),):
+    for state, patches in _states(case).items():
         tree = trees.patched(catalog, case.release, patches, scratch / f"{case.patch}-{case.release}-{state}")
         at = {"path": [str(tree)], "cwd": str(scratch)}
         yield f"probe {state}", at | {"argv": [str(folder / "probe.py"), str(tree)], "env": {}}
@@ -109,6 +108,13 @@ def _jobs(catalog: Catalog, case: Case, scratch: Path) -> Iterator[tuple[str, di
             results = scratch / f"{case.patch}-{case.release}-{state}.json"
             env = {"KILN_TREE": str(tree), "KILN_RELEASE": case.release, "KILN_STATE": state}
             yield f"tests {state}", at | {"argv": argv, "env": env | {"KILN_RESULTS": str(results)}}
+
+
+def _states(case: Case) -> dict[str, tuple[str, ...]]:
+    """Return the patches that are applied where the probe must be red, and where it must be green."""
+    if case.kind == "edition":
+        return {"released": case.before, "patched": (*case.before, case.patch)}
+    return {"released" if case.kind == "unported" else "patched": ()}
 
 
 def _import_jobs(catalog: Catalog, case: Case, scratch: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -152,7 +158,7 @@ def judge(case: Case, ran: Mapping[str, Ran]) -> Proof:
         rules=len(released.results.get("xfailed", ())),
         unready=len(released.results.get("unready", ())),
         tests=len(patched.results.get("passed", ())),
-        skipped=(*patched.results.get("skipped", ()), *_not_run(mine["probe patched"])),
+        skipped=(*patched.results.get("skipped", ()), *_not_run(mine.get("probe patched", _NOTHING))),
         findings=tuple(_findings(case, mine)),
         seconds=round(sum(each.seconds for each in mine.values()), 1),
     )
@@ -164,8 +170,11 @@ def _not_run(ran: Ran) -> Iterator[str]:
 
 def _findings(case: Case, mine: Mapping[str, Ran]) -> Iterator[Finding]:
     where = f"{case.patch} on {case.release}" if case.kind == "series" else f"patches/{case.patch} on {case.release}"
-    if case.kind == "edition":
+    if case.kind in {"edition", "unported"}:
         yield from _probe(where, mine["probe released"], red=True)
+    if case.kind == "unported":
+        return
+    if case.kind == "edition":
         if "tests released" not in mine:
             yield Finding(where=where, problem="has no tests", hint=f"write patches/{case.patch}/tests/test_*.py")
             return

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
     from kiln.proof.prove import Proof
 
-_VERDICTS = {"edition": "red, then green", "upstream": "green upstream", "series": "can be imported"}
+_VERDICTS = {
+    "edition": "red, then green",
+    "upstream": "green upstream",
+    "unported": "red, no edition",
+    "series": "can be imported",
+}
 _HEADERS = ("patch", "release", "verdict", "fail without it", "pass with it", "not run", "seconds")
 
 
