@@ -36,7 +36,7 @@ def test_without_torch_the_patches_are_not_run_and_this_is_said(
     monkeypatch.setattr(prove, "run", absent)
     suites.test()
     assert capsys.readouterr().out.splitlines()[-1] == "NOT RUN patch.prove: torch-2.13.0: not on the package index"
-    assert [command[1] for command in ran if command[0] == "pytest"] == ["tests/unit", "tests/device"]
+    assert [command[1] for command in ran if command[0] == "pytest"] == ["tests/device", "tests/unit"]
 
 
 def test_a_patch_that_is_not_proven_ends_the_tests_red(

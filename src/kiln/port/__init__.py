@@ -1,0 +1,1 @@
+"""Carries an edition over to another release by a three-way merge, or says where that would be a guess."""
