@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Literal
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """The closed vocabulary, from best to worst.
 
     CLEAN: an edition gives the recorded hashes. NOT_NEEDED: outside the releases that the patch applies to.
@@ -46,8 +46,8 @@ class Cell:
     """One patch on one column.
 
     known: the catalog says so already; all else is new drift. edition: the release whose edition was judged.
-    first: the first release that is MERGED or WITHDRAWN. port: how a three-way merge of that edition ends ("" where none
-    was tried). diff: that edition, or the ported one where `port` is clean. forced: set by hand, to test the alerts.
+    first: the first release that is MERGED or WITHDRAWN. port: how a three-way merge of that edition ends, "" where none
+    was tried. diff: that edition, or the ported one where `port` is clean. forced: set by hand, to test the alerts.
     """
 
     patch: str
@@ -118,7 +118,8 @@ class Report:
     @property
     def alerts(self) -> tuple[Cell | RecipeFact, ...]:
         """Return what the catalog does not say yet."""
-        return tuple(fact for fact in (*self.cells, *self.recipes) if not fact.known)
+        facts: tuple[Cell | RecipeFact, ...] = (*self.cells, *self.recipes)
+        return tuple(fact for fact in facts if not fact.known)
 
     def as_data(self) -> dict[str, Any]:
         """Return plain JSON data; the same facts give the same data."""
