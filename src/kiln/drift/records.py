@@ -46,8 +46,8 @@ class Cell:
     """One patch on one column.
 
     known: the catalog says so already; all else is new drift. edition: the release whose edition was judged.
-    first: the first release that is MERGED or WITHDRAWN. port: how a three-way merge of that edition ends, "" where none
-    was tried. diff: that edition, or the ported one where `port` is clean. forced: set by hand, to test the alerts.
+    first: the first release that is MERGED or WITHDRAWN. port: how a three-way merge of that edition ends, "" where it
+    was not tried. diff: that edition, or the ported one where `port` is clean. forced: set by hand, to test alerts.
     """
 
     patch: str
