@@ -133,8 +133,8 @@ def possible(catalog: Catalog) -> Iterator[tuple[str, str, str, str]]:
                         yield model, variant, arch, release
 
 
-def needed(catalog: Catalog, *, model: str, variant: str, arch: str, release: str) -> tuple[records.Patch, ...]:
-    """Return the patches that are bound to a target, in order, whether or not they have an edition for its release."""
+def bound(catalog: Catalog, *, model: str, variant: str, arch: str) -> tuple[records.Patch, ...]:
+    """Return the patches that a target can need, in order, on whatever release."""
     patches = (catalog.patches[patch_id] for patch_id in catalog.order)
     return tuple(
         patch
@@ -142,8 +142,13 @@ def needed(catalog: Catalog, *, model: str, variant: str, arch: str, release: st
         if (not patch.applies.models or model in patch.applies.models)
         and (not patch.applies.variants or variant in patch.applies.variants)
         and (not patch.applies.arches or arch in patch.applies.arches)
-        and covers(patch.applies, release)
     )
+
+
+def needed(catalog: Catalog, *, model: str, variant: str, arch: str, release: str) -> tuple[records.Patch, ...]:
+    """Return the patches that a target needs, in order, whether or not they have an edition for its release."""
+    patches = bound(catalog, model=model, variant=variant, arch=arch)
+    return tuple(patch for patch in patches if covers(patch.applies, release))
 
 
 def refusals(catalog: Catalog, *, model: str, variant: str, arch: str, release: str) -> Iterator[str]:

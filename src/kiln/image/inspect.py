@@ -20,16 +20,26 @@ _MAX_FILE_BYTES = 10_000_000
 
 def read_file(container: Container, path: str) -> bytes:
     """Return one file of a container; raises NotApplied when it does not have it."""
+    data = find_file(container, path)
+    if data is None:
+        raise errors.NotApplied(f"{path}: not in the image: its patch step did not run")
+    return data
+
+
+def find_file(container: Container, path: str) -> bytes | None:
+    """Return one file of a container that may not have it; raises NotApplied for one that is too large, or no file."""
     try:
         stream, stat = container.get_archive(path)
-        if stat is None or stat["size"] > _MAX_FILE_BYTES:
-            raise errors.NotApplied(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
-        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
-            member = archive.extractfile(archive.getmembers()[0])
-            assert member is not None
-            return member.read()
-    except NotFound as error:
-        raise errors.NotApplied(f"{path}: not in the image: its patch step did not run") from error
+    except NotFound:
+        return None
+    if stat is None or stat["size"] > _MAX_FILE_BYTES:
+        raise errors.NotApplied(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+        member = archive.getmembers()[0]
+        found = archive.extractfile(member) if member.isfile() else None
+        if found is None:
+            raise errors.NotApplied(f"{path}: no regular file")
+        return found.read()
 
 
 def layers(client: DockerClient, image: str) -> tuple[str, ...]:

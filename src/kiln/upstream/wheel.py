@@ -7,7 +7,6 @@ sha256, and every file read is checked against its CRC in the zip's central dire
 from __future__ import annotations
 
 import hashlib
-import html.parser
 import io
 import os
 import re
@@ -17,22 +16,19 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
 
 from kiln import errors, files
-from kiln.upstream import pip_config
+from kiln.upstream import index
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from kiln.catalog import records
 
-_TIMEOUT_S = 60
-_MAX_INDEX_BYTES = 50_000_000
 _MAX_MEMBER_BYTES = 64_000_000
-_TAIL_BYTES = 600_000  # holds the whole central directory of a vLLM wheel
+_TAIL_BYTES = 800_000  # holds the whole central directory of a vLLM wheel
 _GAP_BYTES = 131_072  # two members nearer than this are fetched by one request
 _SPAN_BYTES = 8_000_000
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -47,7 +43,7 @@ def read(pin: records.WheelPin, paths: Iterable[str], *, cache: Path) -> dict[st
     """
     wanted = tuple(dict.fromkeys(paths))
     folder = cache / pin.sha256
-    found = {path: data for path in wanted if (data := _cached(folder, path)) is not None}
+    found = {path: data for path in wanted if (data := cached(folder, path)) is not None}
     missing = [path for path in wanted if path not in found]
     if missing:
         for path, data in RemoteWheel(pin).read(missing).items():
@@ -63,7 +59,7 @@ def keep(pin: records.WheelPin, path: str, data: bytes, *, cache: Path) -> None:
     files.write(folder / "sums" / _contained(path), hashlib.sha256(data).hexdigest())
 
 
-def _cached(folder: Path, path: str) -> bytes | None:
+def cached(folder: Path, path: str) -> bytes | None:
     """Return a file of the cache, unless it is not what was put there."""
     try:
         data = (folder / "files" / _contained(path)).read_bytes()
@@ -76,13 +72,13 @@ def _cached(folder: Path, path: str) -> bytes | None:
 def download(pin: records.WheelPin, target: Path) -> None:
     """Fetch a whole wheel to `target`; raises BadInput when its bytes are not the pinned ones."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    session = _session()
-    url = locate(pin, session)
+    session = index.session()
+    url = index.locate(pin, session)
     sha256 = hashlib.sha256()
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         beside = Path(folder) / pin.file
         try:
-            with session.get(url, timeout=_TIMEOUT_S, stream=True) as answer, beside.open("wb") as out:
+            with session.get(url, timeout=index.TIMEOUT_S, stream=True) as answer, beside.open("wb") as out:
                 answer.raise_for_status()
                 for block in answer.iter_content(1 << 20):
                     sha256.update(block)
@@ -97,10 +93,11 @@ def download(pin: records.WheelPin, target: Path) -> None:
 class RemoteWheel:
     """A wheel on the index, opened by range; `fetched_bytes` counts what came over the wire."""
 
-    def __init__(self, pin: records.WheelPin) -> None:
-        self._session = _session()
+    def __init__(self, pin: records.WheelPin, url: str = "") -> None:
+        """Read the wheel's directory; without `url` the wheel is located on its index first."""
+        self._session = index.session()
         self._name = pin.file
-        self.url = locate(pin, self._session)
+        self.url = url or index.locate(pin, self._session)
         self._file = _RangeFile(self.url, self._session)
         try:
             self._zip = zipfile.ZipFile(self._file)
@@ -113,6 +110,10 @@ class RemoteWheel:
 
     def names(self) -> list[str]:
         return self._zip.namelist()
+
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Return size and CRC-32 of every file, as the directory says them: equal stamps mean an unchanged file."""
+        return {info.filename: (info.file_size, info.CRC) for info in self._zip.infolist()}
 
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Return the bytes of each path the wheel has, fetching neighbours together."""
@@ -134,58 +135,6 @@ class RemoteWheel:
         if any(start < 0 or end <= start for start, end in extents):
             raise errors.BadInput(f"{self._name}: damaged: its directory names places outside it")
         return extents
-
-
-def locate(pin: records.WheelPin, session: requests.Session) -> str:
-    """Return the URL of a wheel on the configured index, after checking that the index lists the pinned sha256."""
-    page_url = f"{pin.index or pip_config.read().index_url}/{pin.project}/"
-    page = _get(session, page_url, f"the package index has no answer for {pin.project}")
-    if len(page.content) > _MAX_INDEX_BYTES:
-        raise errors.Missing(f"index page of {pin.project}: larger than {_MAX_INDEX_BYTES} bytes")
-    links = _Links()
-    links.feed(page.text)
-    for href in links.hrefs:
-        url, _, fragment = urljoin(page.url, href).partition("#")
-        if unquote(PurePosixPath(urlsplit(url).path).name) != pin.file:
-            continue
-        if fragment != f"sha256={pin.sha256}":
-            raise errors.BadInput(
-                f"{pin.file}: pinned sha256 {pin.sha256}, the index lists {fragment or 'no hash'}",
-                hint="the wheel was replaced: check the release, then edit images/releases.yaml",
-            )
-        return url
-    raise errors.Missing(f"{pin.file}: not on the package index", hint="check the index: pip config list")
-
-
-def _session() -> requests.Session:
-    session = requests.Session()
-    if cert := pip_config.read().cert:
-        session.verify = str(cert)
-    return session
-
-
-def _get(
-    session: requests.Session, url: str, problem: str, headers: Mapping[str, str] | None = None
-) -> requests.Response:
-    try:
-        answer = session.get(url, headers=dict(headers or {}), timeout=_TIMEOUT_S)
-    except requests.RequestException as error:
-        raise errors.Missing(f"{problem}: {type(error).__name__}", hint="check the index: pip config list") from error
-    if not answer.ok:
-        raise errors.Missing(f"{problem}: HTTP {answer.status_code}", hint="check the index: pip config list")
-    return answer
-
-
-class _Links(html.parser.HTMLParser):
-    """Collects the targets of all links of a PEP 503 page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hrefs: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a" and (href := dict(attrs).get("href")):
-            self.hrefs.append(href)
 
 
 class _RangeFile(io.RawIOBase):
@@ -222,7 +171,7 @@ class _RangeFile(io.RawIOBase):
         return None
 
     def _fetch(self, wanted: str) -> None:
-        answer = _get(self._session, self._url, "the wheel cannot be read", {"Range": wanted})
+        answer = index.get(self._session, self._url, "the wheel cannot be read", {"Range": wanted})
         found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if answer.status_code != requests.codes.partial_content or not found:
             raise errors.Missing("the package index does not serve byte ranges, so single files cannot be read")

@@ -1,0 +1,239 @@
+"""Judges patches on columns of source files, each series replayed in order; reads nothing but editions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from packaging.version import Version
+
+from kiln import errors, git
+from kiln import plan as planning
+from kiln.catalog import edition_path
+from kiln.drift import fit
+from kiln.drift.records import Cell, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kiln.catalog import Catalog, records
+    from kiln.drift.fit import State
+    from kiln.drift.memory import Merge
+    from kiln.drift.records import Column, FileVerdict
+
+    class Attempt(Protocol):
+        def __call__(self, images: Images, theirs: State, subject: Subject, *, thorough: bool) -> Merge: ...
+
+
+Line = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A column with the files of it that patches touch; `version` is what a patch's `applies` is asked with.
+
+    names: every path there, none where they cannot be listed. find: all Python files; expensive.
+    """
+
+    column: Column
+    version: str
+    files: Mapping[str, bytes]
+    names: frozenset[str]
+    find: Callable[[], Mapping[str, bytes]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The files of an edition before and after it, on its own release, all of whose Python files `find` gives."""
+
+    release: str
+    data: bytes
+    pre: State
+    post: State
+    find: Callable[[], Mapping[str, bytes]]
+
+
+def lines(catalog: Catalog) -> tuple[Line, ...]:
+    """Return every distinct series, whatever the release: the patches that a model, variant and arch can need."""
+    targets = dict.fromkeys(target[:3] for target in planning.possible(catalog))
+    bound = (planning.bound(catalog, model=model, variant=variant, arch=arch) for model, variant, arch in targets)
+    return tuple(dict.fromkeys(tuple(patch.id for patch in patches) for patches in bound))
+
+
+def nearest(patch: records.Patch, version: str) -> str:
+    """Return the release of the newest edition that is not newer than `version`, else of the oldest."""
+    releases = sorted(patch.editions, key=Version)
+    older = [release for release in releases if Version(release) <= Version(version)]
+    return older[-1] if older else releases[0]
+
+
+class Judge:
+    """Replays series on subjects, each step once.
+
+    `releases` holds the subject of every release that a patch has an edition for; `attempt` merges an edition's change.
+    """
+
+    def __init__(self, catalog: Catalog, releases: Mapping[str, Subject], attempt: Attempt) -> None:
+        self._catalog = catalog
+        self._attempt = attempt
+        self._releases = releases
+        self._lines = lines(catalog)
+        self._steps: dict[tuple[Line, str], tuple[Cell, State]] = {}
+
+    def cell(self, patch_id: str, subject: Subject) -> Cell:
+        """Return the worst verdict that the patch gets in any series."""
+        series = {line[: line.index(patch_id) + 1] for line in self._lines if patch_id in line} or {(patch_id,)}
+        cells = [self._step(line, subject)[0] for line in sorted(series)]
+        worst = fit.worst(cell.verdict for cell in cells)
+        return next(cell for cell in cells if cell.verdict is worst)
+
+    def edition_on(self, patch_id: str, release: str, subject: Subject) -> tuple[FileVerdict, ...]:
+        """Return what the edition for `release` meets on a subject, whatever edition the subject has of its own."""
+        line = next((line[: line.index(patch_id) + 1] for line in self._lines if patch_id in line), (patch_id,))
+        images = self.images(line, release)
+        if not images:
+            raise errors.NotApplied(
+                f"{patch_id}: its edition for {release} does not fit there", hint="./inv patch.lint"
+            )
+        theirs = self._before(line, subject, images.pre)
+        return fit.carried(images.data, images.pre, theirs, subject.names)
+
+    def images(self, line: Line, release: str) -> Images | None:
+        """Return the files around the last edition of a series; None where they are not as recorded."""
+        cell, after = self._step(line, self._releases[release])
+        if cell.verdict is not Verdict.CLEAN or cell.edition != release:
+            return None
+        paths = self._catalog.patches[line[-1]].editions[release].files
+        pre = self._before(line, self._releases[release], paths)
+        data, find = self._edition(line[-1], release), self._releases[release].find
+        return Images(release=release, data=data, pre=pre, post={path: after[path] for path in paths}, find=find)
+
+    def _before(self, line: Line, subject: Subject, paths: Mapping[str, object]) -> State:
+        """Return files as the series leaves them before its last patch, as far as it fits."""
+        earlier = self._step(line[:-1], subject)[1] if line[:-1] else {}
+        return {path: earlier[path] if path in earlier else subject.files.get(path) for path in paths}
+
+    def _step(self, line: Line, subject: Subject) -> tuple[Cell, State]:
+        """Return the verdict of the last patch of a series, and every file that the whole of it changes."""
+        key = (line, subject.column.name)
+        if key not in self._steps:
+            earlier = self._step(line[:-1], subject)[1] if line[:-1] else {}
+            cell, after = self._judge(line, subject)
+            self._steps[key] = cell, earlier | after
+        return self._steps[key]
+
+    def _judge(self, line: Line, subject: Subject) -> tuple[Cell, State]:
+        patch, version = self._catalog.patches[line[-1]], Version(subject.version)
+        blank = Cell(patch=patch.id, column=subject.column.name, verdict=Verdict.UNKNOWN, known=False, says="")
+        if told := _told(patch, subject):
+            verdict, says, first = told
+            known = verdict is not Verdict.UNKNOWN
+            return replace(blank, verdict=verdict, says=says, first=first, known=known), {}
+        if patch.upstream_since and version >= Version(patch.upstream_since):
+            return self._merged(blank, line, subject), {}
+        if subject.version in patch.editions and subject.column.kind != "ref":
+            return self._recorded(blank, line, subject)
+        return self._carried(blank, line, subject)
+
+    def _recorded(self, blank: Cell, line: Line, subject: Subject) -> tuple[Cell, State]:
+        """Apply the edition that is made for this very release."""
+        edition = self._catalog.patches[line[-1]].editions[subject.version]
+        data = self._edition(line[-1], subject.version)
+        files, after = fit.recorded(data, edition, self._before(line, subject, edition.files))
+        verdict = fit.worst(row.verdict for row in files)
+        clean = verdict is Verdict.CLEAN
+        cell = replace(
+            blank,
+            verdict=verdict,
+            known=clean,
+            says="its edition applies, every hash as recorded" if clean else "its own edition does not apply here",
+            next="" if clean else "./inv patch.lint",
+            edition=subject.version,
+            files=files,
+            diff=_text(data),
+        )
+        return cell, after if clean else {}
+
+    def _merged(self, blank: Cell, line: Line, subject: Subject) -> Cell:
+        """Look whether a release has the change that the catalog says it has."""
+        patch = self._catalog.patches[line[-1]]
+        since = str(patch.upstream_since)
+        cell = replace(blank, verdict=Verdict.MERGED, known=True, first=since)
+        images = self.images(line, nearest(patch, subject.version)) if patch.editions else None
+        if not images:
+            return replace(cell, says=f"vLLM has it since {since}, says the catalog; there is no edition to compare")
+        cell = replace(cell, edition=images.release)
+        theirs = self._before(line, subject, images.pre)
+        files = fit.carried(images.data, images.pre, theirs, subject.names)
+        if fit.old_lines_are_back(files):
+            says = f"the catalog says that vLLM has it since {since}, and here the lines before it are back"
+            hint = f"set withdrawn_in: {subject.version} in patches/{patch.id}/patch.yaml"
+            return replace(cell, verdict=Verdict.WITHDRAWN, known=False, says=says, next=hint, files=files)
+        same = self._attempt(images, theirs, subject, thorough=False).merged
+        how = (
+            "line by line as the edition has it" if same else f"in its own words: ./inv patch.prove shows it on {since}"
+        )
+        return replace(cell, says=f"vLLM has it since {since}, {how}")
+
+    def _carried(self, blank: Cell, line: Line, subject: Subject) -> tuple[Cell, State]:
+        """Judge the nearest edition on sources that have none, and carry it over by a three-way merge."""
+        patch, column = self._catalog.patches[line[-1]], subject.column
+        release = nearest(patch, subject.version)
+        images = self.images(line, release)
+        if not images:
+            return replace(blank, says=f"its edition for {release} could not be made ready: see column {release}"), {}
+        port = f"./inv patch.port {patch.id} --to {subject.version}" if column.kind == "release" else ""
+        cell = replace(blank, edition=release, next=port)
+        theirs = self._before(line, subject, images.pre)
+        files = fit.carried(images.data, images.pre, theirs, subject.names)
+        cell = replace(cell, files=files, verdict=fit.worst(row.verdict for row in files))
+        if cell.verdict is Verdict.CLEAN:
+            says = f"the files are those of {release}, whose edition applies, every hash as recorded"
+            return replace(cell, says=says, known=not column.in_catalog, diff=_text(images.data)), images.post
+        cell = replace(cell, known=column.in_catalog and subject.version in patch.unported)
+        return _ported(cell, images, self._attempt(images, theirs, subject, thorough=not cell.known))
+
+    def _edition(self, patch_id: str, release: str) -> bytes:
+        return (self._catalog.root / edition_path(patch_id, release)).read_bytes()
+
+
+def _told(patch: records.Patch, subject: Subject) -> tuple[Verdict, str, str] | None:
+    """Return verdict, sentence and first release where no file needs to be looked at, or none can be."""
+    version = Version(subject.version)
+    since = patch.upstream_since
+    if subject.column.problem:
+        return Verdict.UNKNOWN, f"could not be read: {subject.column.problem}", ""
+    if patch.withdrawn_in and version >= Version(patch.withdrawn_in):
+        first = patch.withdrawn_in
+        return Verdict.WITHDRAWN, f"upstream had it since {since} and took it back in {first}", first
+    if since and version >= Version(since):
+        return None
+    if not planning.covers(patch.applies, subject.version):
+        return Verdict.NOT_NEEDED, f"applies to vLLM {patch.applies.releases} only", ""
+    return None if patch.editions else (Verdict.UNKNOWN, "is needed here, and has no edition at all", "")
+
+
+def _ported(cell: Cell, images: Images, merge: Merge) -> tuple[Cell, State]:
+    """Say how the three-way merge of an edition that does not fit has ended."""
+    if merge.merged:
+        says = f"every line of the edition for {images.release} is in the release's own files"
+        hint = f"set upstream_since: {cell.column} in patches/{cell.patch}/patch.yaml"
+        return replace(cell, verdict=Verdict.MERGED, known=False, first=cell.column, says=says, next=hint), {}
+    listed = " (listed as unported)" if cell.known else ""
+    if not merge.clean:
+        says = f"the edition for {images.release} does not fit, and its change cannot be merged{listed}"
+        return replace(cell, port="conflict", says=says), {}
+    before, after = (
+        {path: data for path, data in side.items() if data is not None} for side in (merge.before, merge.after)
+    )
+    made = git.diff(before, after)
+    says = f"the edition for {images.release} does not fit; its change merges, which its probe has not proven{listed}"
+    return replace(cell, port="clean", says=says, diff=_text(made)), merge.after
+
+
+def _present(files: State) -> dict[str, bytes]:
+    return {path: data for path, data in files.items() if data is not None}
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")

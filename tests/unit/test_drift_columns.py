@@ -1,0 +1,337 @@
+"""What drift reads: releases of an index on this machine, a real git repository; and what it says when it cannot."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import git
+import pytest
+
+from conftest import TOY_BEFORE, TOY_PATH, sha256
+from kiln import catalog as catalogs
+from kiln import errors
+from kiln.catalog.records import WheelPin
+from kiln.drift import bisect, columns, names, run
+from kiln.drift.records import Verdict
+from kiln.report import Reporter
+from kiln.upstream import git_ref, index, pip_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from pathlib import Path
+
+    from kiln.catalog import Catalog
+
+QUIET = Reporter(quiet=True)
+ENVS = b"environment_variables = {}\n"
+SHIFTED = b"# zero\n" + TOY_BEFORE
+OTHER = TOY_BEFORE.replace(b"'before'", b"'something else'")
+
+
+def wheel(files: Mapping[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, data in files.items():
+            file.writestr(zipfile.ZipInfo(name), data)
+    return out.getvalue()
+
+
+class Index:
+    """A package index with wheels of vllm; `asked` holds the path and range of every request."""
+
+    def __init__(self) -> None:
+        self.wheels: dict[str, bytes] = {}
+        self.odd: list[str] = []
+        self.asked: list[tuple[str, str]] = []
+
+    def add(self, release: str, files: Mapping[str, bytes]) -> WheelPin:
+        name = f"vllm-{release}-cp38-abi3-manylinux_2_28_x86_64.whl"
+        self.wheels[name] = wheel(files)
+        return WheelPin(project="vllm", file=name, sha256=hashlib.sha256(self.wheels[name]).hexdigest())
+
+    def page(self) -> bytes:
+        links = [f'<a href="/files/{name}#sha256={sha256(data)}">x</a>' for name, data in self.wheels.items()]
+        return "\n".join([*links, *self.odd]).encode()
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    made = Index()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range", "")
+            made.asked.append((self.path, wanted))
+            data = made.page() if self.path == "/simple/vllm/" else made.wheels.get(self.path.removeprefix("/files/"))
+            if data is None:
+                self.send_error(404)
+                return
+            if match := re.fullmatch(r"bytes=(\d*)-(\d+)", wanted):
+                start = int(match[1]) if match[1] else max(0, len(data) - int(match[2]))
+                stop = int(match[2]) if match[1] else len(data) - 1
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{stop}/{len(data)}")
+                data = data[start : stop + 1]
+            else:
+                self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_address[1]}/simple/")
+        pip_config.read.cache_clear()
+        yield made
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def toy(toy_catalog: Path, edit: Callable[[str, str, str], None], served: Index) -> Catalog:
+    """Return the toy's catalog with the releases 0.31.0 and 0.32.0 as the index has them."""
+    edit("patches/toy/patch.yaml", '"==0.31.0"', '">=0.31.0"')
+    loaded = catalogs.load(toy_catalog)
+    pins = loaded.releases.releases
+    files = {"0.31.0": TOY_BEFORE, "0.32.0": SHIFTED}
+    kept = {
+        release: pins[release].model_copy(update={"wheel": served.add(release, {TOY_PATH: data})})
+        for release, data in files.items()
+    }
+    releases = loaded.releases.model_copy(update={"releases": kept})
+    return catalogs.Catalog(**vars(loaded) | {"releases": releases})
+
+
+def nothing(_: Collection[str]) -> Collection[str]:
+    return ()
+
+
+def verdicts(catalog: Catalog, ask: run.Ask | None = None) -> dict[str, tuple[Verdict, bool]]:
+    report = run.run(catalog, ask or run.Ask(patch="toy"), QUIET)
+    return {cell.column: (cell.verdict, cell.known) for cell in report.cells}
+
+
+# releases
+
+
+def test_new_releases_are_found_and_judged(toy: Catalog, served: Index) -> None:
+    served.add("0.34.0", {TOY_PATH: TOY_BEFORE})
+    served.add("0.9.0", {TOY_PATH: OTHER})
+    served.add("0.35.0.post1", {TOY_PATH: OTHER})
+    served.add("0.36.0rc1", {TOY_PATH: OTHER})
+    served.odd += [
+        '<a href="/files/vllm-0.37.0-cp38-abi3-manylinux_2_28_aarch64.whl#sha256=00">no wheel for us</a>',
+        '<a data-yanked="" href="/files/vllm-0.38.0-cp38-abi3-manylinux_2_28_x86_64.whl#sha256=00">yanked</a>',
+    ]
+    assert verdicts(toy) == {
+        "0.31.0": (Verdict.CLEAN, True),
+        "0.32.0": (Verdict.OFFSET, False),
+        "0.34.0": (Verdict.CLEAN, True),
+        "0.35.0.post1": (Verdict.CONFLICT, False),
+        "0.37.0": (Verdict.UNKNOWN, False),
+    }
+
+
+def test_a_file_that_did_not_change_is_read_once_and_a_second_run_reads_nothing(toy: Catalog, served: Index) -> None:
+    for release in ("0.34.0", "0.35.0", "0.36.0"):
+        served.add(release, {TOY_PATH: TOY_BEFORE, "vllm/big.py": os.urandom(1_000_000)})
+    columns.releases(toy, nothing, QUIET)
+    tails = [path for path, wanted in served.asked if wanted.startswith("bytes=-")]
+    assert len(tails) == 5
+    first, served.asked = len(served.asked), []
+    again = columns.releases(toy, nothing, QUIET)
+    assert served.asked == [("/simple/vllm/", "")]
+    assert again.fetched_bytes == 0
+    assert first <= 1 + 5 + 1  # the page, five directories, and the one file that no tail holds
+    assert {subject.files[TOY_PATH] for subject in again.subjects} == {TOY_BEFORE, SHIFTED}
+
+
+def test_without_an_index_nothing_is_fine(toy: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple/")
+    pip_config.read.cache_clear()
+    assert verdicts(toy) == {
+        "0.31.0": (Verdict.UNKNOWN, False),
+        "0.32.0": (Verdict.UNKNOWN, False),
+        "newest": (Verdict.UNKNOWN, False),
+    }
+
+
+def test_without_an_index_what_was_read_before_is_judged_and_new_releases_are_unknown(
+    toy: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts(toy)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple/")
+    pip_config.read.cache_clear()
+    found = verdicts(toy)
+    assert found["0.31.0"] == (Verdict.CLEAN, True)
+    assert found["newest"] == (Verdict.UNKNOWN, False)
+
+
+def test_a_wheel_that_was_replaced_is_unknown(toy: Catalog, served: Index) -> None:
+    served.add("0.32.0", {TOY_PATH: TOY_BEFORE, "vllm/more.py": b""})
+    assert verdicts(toy)["0.32.0"] == (Verdict.UNKNOWN, False)
+
+
+def test_a_release_whose_wheel_is_damaged_is_unknown_and_the_others_are_judged(toy: Catalog, served: Index) -> None:
+    served.add("0.34.0", {TOY_PATH: OTHER})
+    name = next(name for name in served.wheels if "0.34.0" in name)
+    served.wheels[name] = served.wheels[name].replace(b"WORD", b"WERD")
+    found = verdicts(toy)
+    assert found["0.34.0"] == (Verdict.UNKNOWN, False)
+    assert found["0.31.0"] == (Verdict.CLEAN, True)
+
+
+def test_only_what_is_asked_for_is_told(toy: Catalog) -> None:
+    assert list(verdicts(toy, run.Ask(patch="toy", release="0.32.0"))) == ["0.32.0"]
+    assert list(verdicts(toy, run.Ask(patch="toy", since="0.31.1"))) == ["0.32.0"]
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (run.Ask(patch="toi"), "unknown patch 'toi'; did you mean 'toy'?"),
+        (run.Ask(release="0.99.0"), "no such release; there are: 0.31.0, 0.32.0"),
+        (run.Ask(since="new"), "--since new: no release"),
+        (run.Ask(force="toy@0.31.0"), "write it as PATCH@RELEASE=VERDICT"),
+        (run.Ask(force="toy@0.31.0=BROKEN"), "write it as PATCH@RELEASE=VERDICT"),
+        (run.Ask(patch="toy", force="toy@0.99.0=CONFLICT"), "no toy@0.99.0 among the patches and columns"),
+        (run.Ask(ref="--upload-pack=x", git="."), "not a branch, tag or commit"),
+        (run.Ask(ref="a..b", git="."), "not a branch, tag or commit"),
+        (run.Ask(git="."), "--git goes with --ref"),
+    ],
+)
+def test_what_cannot_be_asked(toy: Catalog, ask: run.Ask, says: str) -> None:
+    with pytest.raises(errors.BadInput, match=re.escape(says)):
+        run.run(toy, ask, QUIET)
+
+
+def test_a_verdict_can_be_forced_and_says_so(toy: Catalog) -> None:
+    report = run.run(toy, run.Ask(patch="toy", force="toy@0.31.0=CONFLICT"), QUIET)
+    forced = next(cell for cell in report.cells if cell.column == "0.31.0")
+    assert (forced.verdict, forced.known, forced.forced) == (Verdict.CONFLICT, False, True)
+    assert forced in report.alerts
+
+
+def test_two_runs_on_the_same_facts_give_the_same_report(toy: Catalog) -> None:
+    first, second = (run.run(toy, run.Ask(patch="toy"), QUIET) for _ in range(2))
+    assert first == second
+    assert first.as_data() == second.as_data()
+
+
+def test_no_listing_hides_a_release() -> None:
+    listed = [
+        index.Listed(file=f"vllm-{name}", url="u", sha256="00", yanked=False)
+        for name in ("0.40.0.tar.gz", "0.41.0-cp312-abi3-manylinux_2_99_x86_64.whl", "0.42.0-py3-none-any.whl")
+    ]
+    assert {name: bool(file) for name, file in index.releases(listed).items()} == {
+        "0.40.0": False,
+        "0.41.0": True,
+        "0.42.0": False,
+    }
+
+
+# git
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> git.Repo:
+    """Return a repository with tags v0.31.0 and v0.32.0, and three commits between of which the second breaks."""
+    repo = git.Repo.init(tmp_path / "upstream", initial_branch="main")
+    for setting in ("uploadpack.allowFilter", "uploadpack.allowAnySHA1InWant"):
+        repo.git.config(setting, "true")
+
+    def commit(subject: str, files: Mapping[str, bytes]) -> None:
+        for path, data in files.items():
+            where = tmp_path / "upstream" / path
+            where.parent.mkdir(parents=True, exist_ok=True)
+            where.write_bytes(data)
+        repo.git.add("--all")
+        repo.git.commit("--quiet", "--message", subject)
+
+    commit("first", {TOY_PATH: TOY_BEFORE, "vllm/envs.py": ENVS})
+    repo.git.tag("v0.31.0")
+    commit("something else", {"vllm/envs.py": ENVS + b"# more\n"})
+    commit("a line above", {TOY_PATH: SHIFTED})
+    commit("and one below", {TOY_PATH: SHIFTED + b"# end\n"})
+    repo.git.tag("v0.32.0")
+    return repo
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_ref_of_git_is_a_column(toy: Catalog, upstream: git.Repo, *, remote: bool) -> None:
+    folder = str(upstream.working_dir)
+    where = f"file://{folder}" if remote else folder
+    report = run.run(toy, run.Ask(patch="toy", ref="main", git=where), QUIET)
+    assert [(cell.column, cell.verdict, cell.port) for cell in report.cells] == [("main", Verdict.OFFSET, "clean")]
+    assert report.columns[0].identity == upstream.head.commit.hexsha
+    older = run.run(toy, run.Ask(patch="toy", ref="v0.31.0", git=where), QUIET)
+    assert [cell.verdict for cell in older.cells] == [Verdict.CLEAN]
+
+
+def test_a_remote_gives_only_the_contents_that_are_needed(toy: Catalog, upstream: git.Repo) -> None:
+    files = git_ref.at(f"file://{upstream.working_dir}", "main", state=toy.state)
+    assert held(files.repo) == set()
+    assert files.read([TOY_PATH, "vllm/absent.py"]) == {TOY_PATH: SHIFTED + b"# end\n"}
+    assert held(files.repo) == {files.stamps()[TOY_PATH]}
+
+
+def held(repo: git.Repo) -> set[str]:
+    """Return the file contents that a clone has; asking git for one would fetch it."""
+    rows = repo.git.cat_file("--batch-all-objects", "--batch-check").splitlines()
+    return {row.split()[0] for row in rows if row.split()[1] == "blob"}
+
+
+def test_a_repository_that_is_none(toy: Catalog, tmp_path: Path) -> None:
+    with pytest.raises(errors.BadInput, match="neither the URL nor the folder of a git repository"):
+        run.run(toy, run.Ask(ref="main", git=str(tmp_path)), QUIET)
+    with pytest.raises(errors.Missing, match="cannot be fetched"):
+        run.run(toy, run.Ask(ref="main", git=f"file://{tmp_path}/none"), QUIET)
+
+
+def test_a_ref_that_is_none(toy: Catalog, upstream: git.Repo) -> None:
+    with pytest.raises(errors.BadInput, match="has no v9"):
+        run.run(toy, run.Ask(ref="v9", git=str(upstream.working_dir)), QUIET)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_bisect_names_release_and_commit(toy: Catalog, upstream: git.Repo, *, remote: bool) -> None:
+    folder = str(upstream.working_dir)
+    found = bisect.run(toy, "toy", repository=f"file://{folder}" if remote else folder, reporter=QUIET)
+    assert [(each.edition, each.fits, each.broken, each.verdict) for each in found] == [
+        ("0.31.0", "0.31.0", "0.32.0", Verdict.OFFSET)
+    ]
+    commit = found[0].commit
+    assert commit is not None
+    assert (commit.subject, commit.id) == ("a line above", upstream.commit("v0.32.0~1").hexsha)
+
+
+def test_bisect_of_what_fits_everywhere(toy: Catalog, served: Index) -> None:
+    served.add("0.32.0", {TOY_PATH: TOY_BEFORE})
+    pins = toy.releases.releases
+    same = pins["0.32.0"].model_copy(update={"wheel": served.add("0.32.0", {TOY_PATH: TOY_BEFORE})})
+    releases = toy.releases.model_copy(update={"releases": pins | {"0.32.0": same}})
+    found = bisect.run(catalogs.Catalog(**vars(toy) | {"releases": releases}), "toy", repository="", reporter=QUIET)
+    assert [(each.fits, each.broken, each.commit) for each in found] == [("0.32.0", "", None)]
+
+
+def test_bisect_without_the_tags(toy: Catalog, upstream: git.Repo) -> None:
+    upstream.git.tag("--delete", "v0.32.0")
+    with pytest.raises(errors.BadInput, match=r"does not have the tags v0\.31\.0 and v0\.32\.0"):
+        bisect.run(toy, "toy", repository=str(upstream.working_dir), reporter=QUIET)
+
+
+def test_what_a_release_takes_is_parsed_once(toy: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.run(toy, run.Ask(), QUIET)
+    monkeypatch.setattr(names, "read", lambda _: pytest.fail("parsed again"))
+    run.run(toy, run.Ask(), QUIET)
