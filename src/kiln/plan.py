@@ -119,7 +119,7 @@ def make(
         twin=pins.twin,
         no_twin_because=pins.no_twin_because or "",
         series=tuple(_series(catalog, target)),
-        serve=recipe.resolve(model_recipe, variant, arch_record, product),
+        serve=recipe.resolve(model_recipe, variant, (arch_record, product), release),
     )
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from conftest import TOY_AFTER, TOY_BEFORE, TOY_EDITION, TOY_PATH, sha256
 from kiln import catalog as catalogs
-from kiln.drift import judge, retire
+from kiln import git
+from kiln.drift import fit, judge, retire
 from kiln.drift.judge import Judge, Subject
 from kiln.drift.memory import Memory
 from kiln.drift.records import Cell, Column, Verdict
@@ -118,6 +119,29 @@ def test_what_a_release_has_itself_is_merged_and_proposes_its_own_end(everywhere
     diff = retire.proposal(catalogs.load(everywhere), "toy", NEXT).decode()
     assert "+upstream_since: 0.32.0\n" in diff
     assert "<0.32.0" in diff
+
+
+def test_what_a_release_has_in_other_words_is_for_a_person(everywhere: Path) -> None:
+    """Upstream wrote the patch's line and changed what stands beside it: no merge, and the edition is not wanted."""
+    lines = [b"word_of_the_patch_number_%d = %d\n" % (n, n) for n in range(4)]
+    before, after = b"start = 0\n" * 3 + b"stop = 1\n" * 3, b"start = 0\n" * 3 + b"".join(lines) + b"stop = 1\n" * 3
+    theirs = after.replace(lines[3], b"another = 3\n").replace(b"start = 0\n", b"begin = 0\n")
+    found, total = fit.already({TOY_PATH: before}, {TOY_PATH: after}, {TOY_PATH: theirs})
+    assert (found, total) == (3, 4)
+    edition = git.diff({TOY_PATH: before}, {TOY_PATH: after})
+    replaced(everywhere, {TOY_EDITION: edition, TOY_BEFORE: before, TOY_AFTER: after})
+    there = cell(everywhere, subject(NEXT, {TOY_PATH: theirs}), made_for={TOY_PATH: before})
+    assert (there.verdict, there.known, there.port) == (Verdict.MERGED_DIFFERENT, False, "conflict")
+    assert "3 of the 4 lines" in there.says
+
+
+def replaced(root: Path, instead: Mapping[bytes, bytes]) -> None:
+    """Give the toy patch another edition; `instead` maps edition, file before and file after to new ones."""
+    (root / "patches/toy/0.31.0.patch").write_bytes(instead[TOY_EDITION])
+    yaml = (root / YAML).read_text(encoding="utf-8")
+    for old, new in instead.items():
+        yaml = yaml.replace(sha256(old), sha256(new))
+    (root / YAML).write_text(yaml, encoding="utf-8")
 
 
 def test_what_the_catalog_calls_merged_is_compared(toy_catalog: Path, edit: Edit) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import git
 import pytest
 
-from conftest import TOY_BEFORE, TOY_PATH, sha256
+from conftest import TOY_AFTER, TOY_BEFORE, TOY_PATH, sha256
 from kiln import catalog as catalogs
 from kiln import errors
 from kiln.catalog.records import WheelPin
@@ -214,6 +214,19 @@ def test_only_what_is_asked_for_is_told(toy: Catalog) -> None:
 def test_what_cannot_be_asked(toy: Catalog, ask: run.Ask, says: str) -> None:
     with pytest.raises(errors.BadInput, match=re.escape(says)):
         run.run(toy, ask, QUIET)
+
+
+def test_a_change_that_releases_have_proposes_the_end_of_its_patch_with_the_first(toy: Catalog, served: Index) -> None:
+    for release in ("0.34.0", "0.35.0"):
+        served.add(release, {TOY_PATH: TOY_AFTER})
+    report = run.run(toy, run.Ask(patch="toy"), QUIET)
+    merged = [cell for cell in report.cells if cell.verdict is Verdict.MERGED]
+    assert [(cell.column, cell.first, cell.known) for cell in merged] == [
+        ("0.34.0", "0.34.0", False),
+        ("0.35.0", "0.34.0", False),
+    ]
+    assert "+upstream_since: 0.34.0\n" in merged[0].diff
+    assert "0.34.0" in merged[1].next
 
 
 def test_a_verdict_can_be_forced_and_says_so(toy: Catalog) -> None:

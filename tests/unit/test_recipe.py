@@ -32,8 +32,17 @@ def made(*, variant: dict[str, Any] | None = None, **rest: Any) -> records.Recip
     return records.Recipe.model_validate(base | rest)
 
 
-def resolved(recipe_: records.Recipe, product: str = "big") -> recipe.Serve:
-    return recipe.resolve(recipe_, "v", ARCH, product)
+def resolved(recipe_: records.Recipe, product: str = "big", release: str = "0.31.0") -> recipe.Serve:
+    return recipe.resolve(recipe_, "v", (ARCH, product), release)
+
+
+def test_a_flag_is_left_out_where_the_release_does_not_take_it_yet() -> None:
+    new = made(variant={"extra_args": ("--new", "1", "--old")}, args_since={"--new": "0.31.0"})
+    assert [flag.name for flag in resolved(new).flags] == ["--new", "--old", "--tensor-parallel-size"]
+    assert resolved(new).left_out == ()
+    older = resolved(new, release="0.30.0")
+    assert [flag.name for flag in older.flags] == ["--old", "--tensor-parallel-size"]
+    assert older.left_out == (Flag(name="--new", value="1", origin="variants.v"),)
 
 
 def test_layers_go_from_weak_to_strong_and_keep_their_origin() -> None:

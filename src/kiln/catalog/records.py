@@ -270,12 +270,15 @@ class Model(Record):
 
 
 class Recipe(Record):
+    """`args_since` maps a flag to the first release that takes it; it is left out on older ones (our own key)."""
+
     meta: Meta
     model: Model
     features: dict[Name, Feature]
     opt_in_features: tuple[Text, ...] = ()
     variants: dict[Name, Variant] = Field(min_length=1)
     hardware_overrides: dict[Name, Layer] = {}
+    args_since: dict[Text, Release] = {}
 
 
 # kiln.yaml (a person's own configuration, optional)

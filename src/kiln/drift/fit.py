@@ -22,6 +22,7 @@ _OF_OUTCOME = {
     Outcome.CONFLICT: Verdict.CONFLICT,
 }
 _CANDIDATES = 5
+_TELLING_BYTES = 16
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
@@ -106,3 +107,20 @@ def _misfit(path: str, misfit: hunks.Misfit) -> FileVerdict:
 def old_lines_are_back(rows: Iterable[FileVerdict]) -> bool:
     """Say whether every hunk of an edition finds what it replaces: then nobody has made its change."""
     return all(row.verdict in {Verdict.CLEAN, Verdict.OFFSET} for row in rows)
+
+
+def already(pre: State, post: State, theirs: State) -> tuple[int, int]:
+    """Return how many of the lines that an edition adds are in a release's files, and how many it adds.
+
+    Lines that the edition's own release has somewhere in the file, and those of a word or two, tell nothing.
+    """
+    found = total = 0
+    for path, after in post.items():
+        added = _telling(after) - _telling(pre[path])
+        total += len(added)
+        found += len(added & _telling(theirs[path]))
+    return found, total
+
+
+def _telling(data: bytes | None) -> set[bytes]:
+    return {text for line in (data or b"").splitlines() if len(text := line.strip()) >= _TELLING_BYTES}

@@ -191,7 +191,12 @@ class Judge:
             says = f"the files are those of {release}, whose edition applies, every hash as recorded"
             return replace(cell, says=says, known=not column.in_catalog, diff=_text(images.data)), images.post
         cell = replace(cell, known=column.in_catalog and subject.version in patch.unported)
-        return _ported(cell, images, self._attempt(images, theirs, subject, thorough=not cell.known))
+        found, total = fit.already(images.pre, images.post, theirs)
+        merge = self._attempt(images, theirs, subject, thorough=not cell.known)
+        if found > total / 2 and not (merge.merged or merge.clean):
+            says = f"{found} of the {total} lines that the edition for {release} adds are in the release's own files"
+            return replace(cell, verdict=Verdict.MERGED_DIFFERENT, says=says, port="conflict"), {}
+        return _ported(cell, images, merge)
 
     def _edition(self, patch_id: str, release: str) -> bytes:
         return (self._catalog.root / edition_path(patch_id, release)).read_bytes()
@@ -217,8 +222,7 @@ def _ported(cell: Cell, images: Images, merge: Merge) -> tuple[Cell, State]:
     """Say how the three-way merge of an edition that does not fit has ended."""
     if merge.merged:
         says = f"every line of the edition for {images.release} is in the release's own files"
-        hint = f"set upstream_since: {cell.column} in patches/{cell.patch}/patch.yaml"
-        return replace(cell, verdict=Verdict.MERGED, known=False, first=cell.column, says=says, next=hint), {}
+        return replace(cell, verdict=Verdict.MERGED, known=False, first=cell.column, says=says, next=""), {}
     listed = " (listed as unported)" if cell.known else ""
     if not merge.clean:
         says = f"the edition for {images.release} does not fit, and its change cannot be merged{listed}"

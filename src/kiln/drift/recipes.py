@@ -67,6 +67,11 @@ class _Subject:
     parser: Kind | None = None
 
     @property
+    def flag(self) -> str:
+        """The name as the recipe writes it, without a value."""
+        return self.shown.partition(" ")[0]
+
+    @property
     def key(self) -> str:
         return self.plain if self.value is None else self.value if self.parser else _folded(self.value)
 
@@ -81,13 +86,14 @@ def check(catalog: Catalog, columns: Sequence[tuple[str, Names | str]]) -> tuple
     A column below a recipe's `min_vllm_version` gives no fact, but tells what was there before. Raises BadInput for
     words of a recipe that are no flags.
     """
-    recipes = [(recipe.model, tuple(_subjects(recipe))) for recipe in catalog.recipes.values()]
+    recipes = [(recipe, tuple(_subjects(recipe))) for recipe in catalog.recipes.values()]
     found: list[RecipeFact] = []
     for at, (column, names) in enumerate(columns):
-        for model, subjects in recipes:
-            if not _below(column, model.min_vllm_version):
-                facts = _Facts(model=model.model_id, columns=columns, at=at)
-                found += [facts.unread(names)] if isinstance(names, str) else facts.of(subjects, names)
+        for recipe, subjects in recipes:
+            if not _below(column, recipe.model.min_vllm_version):
+                facts = _Facts(model=recipe.model.model_id, columns=columns, at=at)
+                given = [one for one in subjects if not _below(column, recipe.args_since.get(one.flag, "0"))]
+                found += [facts.unread(names)] if isinstance(names, str) else facts.of(given, names)
     return tuple(found)
 
 
@@ -212,7 +218,7 @@ def _uses(recipe: records.Recipe) -> Iterator[_Use]:
 
 
 def _of(origin: str, args: Sequence[str], env: dict[str, str]) -> Iterator[_Use]:
-    for flag in serve._flags(args, origin):  # noqa: SLF001  the words of a recipe are read in one place
+    for flag in serve.flags_of(args, origin):
         yield _Use(kind="flag", name=flag.name, value=flag.value, origin=origin)
     for name, value in env.items():
         if name.startswith(_OURS):

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from packaging.version import InvalidVersion, Version
 
 from kiln import errors, files
-from kiln.drift import columns, names, recipes
+from kiln.drift import columns, names, recipes, retire
 from kiln.drift.judge import Judge, Subject
 from kiln.drift.memory import Memory
 from kiln.drift.records import Cell, Report, Verdict
 from kiln.upstream.git_ref import UPSTREAM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from kiln.catalog import Catalog
     from kiln.drift.records import RecipeFact
@@ -64,10 +64,11 @@ def run(catalog: Catalog, ask: Ask, reporter: Reporter) -> Report:
                 detail(patch_id)
                 cells += [judge.cell(patch_id, subject) for subject in subjects]
         facts = () if ask.patch else _recipes(catalog, known.subjects, subjects, reporter)
+    released = {subject.column.name for subject in subjects if subject.column.kind == "release"}
     return Report(
         columns=tuple(subject.column for subject in subjects),
         titles=tuple((patch_id, catalog.patches[patch_id].title) for patch_id in ids),
-        cells=tuple(_forced(cells, ask.force)),
+        cells=tuple(_forced(list(_retired(catalog, cells, released)), ask.force)),
         recipes=facts,
     )
 
@@ -134,6 +135,20 @@ def _names(catalog: Catalog, subject: Subject) -> names.Names | str:
     found = names.read(wanted)
     files.write(kept, found.to_json())
     return found
+
+
+def _retired(catalog: Catalog, cells: Sequence[Cell], released: Collection[str]) -> Iterator[Cell]:
+    """Yield the cells; those of a change that releases have got propose that the patch ends with the first of them."""
+    merged = [cell for cell in cells if cell.verdict is Verdict.MERGED and not cell.known and cell.column in released]
+    first = {cell.patch: cell.column for cell in reversed(merged)}
+    for cell in cells:
+        if cell in merged:
+            release = first[cell.patch]
+            diff = retire.proposal(catalog, cell.patch, release).decode()
+            next_ = f"git apply the diff below, then: ./inv patch.prove {cell.patch} --release {release}"
+            yield replace(cell, first=release, diff=diff, next=next_)
+        else:
+            yield cell
 
 
 def _forced(cells: Sequence[Cell], force: str) -> Iterator[Cell]:

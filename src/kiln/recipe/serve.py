@@ -7,6 +7,8 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from packaging.version import Version
+
 from kiln import errors
 
 if TYPE_CHECKING:
@@ -41,11 +43,12 @@ class EnvVar:
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """What `vllm serve` gets for one target."""
+    """What `vllm serve` gets for one target; `left_out` are flags that its release does not take yet."""
 
     model_id: str
     flags: tuple[Flag, ...]
     env: tuple[EnvVar, ...]
+    left_out: tuple[Flag, ...] = ()
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -70,18 +73,25 @@ class _Layer:
     env: tuple[tuple[str, str], ...] = ()
 
 
-def resolve(recipe: records.Recipe, variant: str, arch: records.Arch, product: str) -> Serve:
-    """Resolve single-node tensor-parallel serving of `variant` on one node of `product`."""
+def resolve(recipe: records.Recipe, variant: str, hardware: tuple[records.Arch, str], release: str) -> Serve:
+    """Resolve single-node tensor-parallel serving of `variant` on one node of a product (arch, its name)."""
+    arch, product = hardware
     layers = tuple(_layers(recipe, variant, arch, product))
     flags: dict[str, Flag] = {}
     env: dict[str, EnvVar] = {}
     for layer in layers:
-        for flag in _flags(layer.args, layer.origin):
+        for flag in flags_of(layer.args, layer.origin):
             flags.pop(flag.name, None)  # the last layer wins, at its own place
             flags[flag.name] = flag
         env.update({name: EnvVar(name=name, value=value, origin=layer.origin) for name, value in layer.env})
     model_id = recipe.variants[variant].model_id or recipe.model.model_id
-    return Serve(model_id=model_id, flags=tuple(flags.values()), env=tuple(env.values()))
+    early = {name for name, since in recipe.args_since.items() if Version(release) < Version(since)}
+    return Serve(
+        model_id=model_id,
+        flags=tuple(flag for flag in flags.values() if flag.name not in early),
+        env=tuple(env.values()),
+        left_out=tuple(flag for flag in flags.values() if flag.name in early),
+    )
 
 
 def _layers(recipe: records.Recipe, name: str, arch: records.Arch, product: str) -> Iterator[_Layer]:
@@ -116,7 +126,7 @@ def _tensor_parallel_size(variant: records.Variant, product: records.Product) ->
     return 1 if variant.vram_minimum_gb <= product.vram_gb // product.gpus else product.gpus
 
 
-def _flags(args: Sequence[str], origin: str) -> Iterator[Flag]:
+def flags_of(args: Sequence[str], origin: str) -> Iterator[Flag]:
     """Yield the flags of one layer; raises BadInput for a word that is neither a flag nor the value of one."""
     index = 0
     while index < len(args):

@@ -45,6 +45,8 @@ def show_plan(plan: Plan, *, json: bool) -> None:
     flags = [(" ".join(flag.words), flag.origin) for flag in plan.serve.flags]
     print()
     print(report.table(("served with", "because of"), [*flags, *env]))
+    for flag in plan.serve.left_out:
+        print(f"left out, as {plan.target.release} does not take it: {' '.join(flag.words)} ({flag.origin})")
 
 
 def show_targets(targets: Iterable[Choice], twins: Collection[str], *, json: bool) -> None:
