@@ -190,7 +190,7 @@ class Judge:
         if cell.verdict is Verdict.CLEAN:
             says = f"the files are those of {release}, whose edition applies, every hash as recorded"
             return replace(cell, says=says, known=not column.in_catalog, diff=_text(images.data)), images.post
-        cell = replace(cell, known=column.in_catalog and subject.version in patch.unported)
+        cell = replace(cell, known=column.kind != "ref" and subject.version in patch.unported)
         found, total = fit.already(images.pre, images.post, theirs)
         merge = self._attempt(images, theirs, subject, thorough=not cell.known)
         if found > total / 2 and not (merge.merged or merge.clean):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PYTHONS = tuple(f"python3.{minor}" for minor in range(15, 9, -1))
 _PREFIXES = ("/usr/local", "/usr", "/opt/venv", "/opt/python", "/app/.venv")
+_BUILT = "/opt/kiln/ledger.json"
 _VERSION = re.compile(rb"^__version__ = version = '([^'\n]{1,80})'$", re.MULTILINE)
 
 
@@ -49,7 +50,7 @@ def opened(client: DockerClient, image: str) -> Iterator[ImageFiles]:
                 data = inspect.find_file(container, f"{root}/vllm/_version.py")
                 if match := _VERSION.search(data or b""):
                     version = match[1].decode("ascii", "replace")
-                    _refuse_patched(container, f"{root}/vllm-{version}.dist-info/{ledger.NAME}", image)
+                    _refuse_patched(container, root, version, image)
                     identity = str(client.images.get(image).id)
                     yield ImageFiles(container=container, identity=identity, root=root, version=version)
                     return
@@ -71,8 +72,11 @@ def _places(container: Container) -> Iterator[str]:
                 yield from (f"{prefix}/lib/{python}/{name}-packages" for name in ("site", "dist"))
 
 
-def _refuse_patched(container: Container, path: str, image: str) -> None:
-    if inspect.find_file(container, path) is not None:
+def _refuse_patched(container: Container, root: str, version: str, image: str) -> None:
+    """Raise BadInput where a ledger lies: in an image that Kiln built, or beside what it patched elsewhere."""
+    base = version.partition("+")[0]
+    infos = (f"{root}/vllm-{name}.dist-info/{ledger.NAME}" for name in dict.fromkeys((version, base, f"{base}+cpu")))
+    if any(inspect.find_file(container, path) is not None for path in (_BUILT, *infos)):
         raise errors.BadInput(
             f"{image}: Kiln has patched it already, so it is not what upstream released",
             hint=f"./inv patch.verify --image {image}; drift takes the image that it was built from",
