@@ -169,7 +169,8 @@ class Judge:
             says = f"the catalog says that vLLM has it since {since}, and here the lines before it are back"
             hint = f"set withdrawn_in: {subject.version} in patches/{patch.id}/patch.yaml"
             return replace(cell, verdict=Verdict.WITHDRAWN, known=False, says=says, next=hint, files=files)
-        same = self._attempt(images, theirs, subject, thorough=False).merged
+        found, total = fit.already(images.pre, images.post, theirs)
+        same = found == total and self._attempt(images, theirs, subject, thorough=False).merged
         how = (
             "line by line as the edition has it" if same else f"in its own words: ./inv patch.prove shows it on {since}"
         )

@@ -40,7 +40,7 @@ class Memory:
         """
         inputs = [images.pre, images.post, theirs]
         sums = [[(path, data and hashlib.sha256(data).hexdigest()) for path, data in sorted(s.items())] for s in inputs]
-        about = [_code(), subject.column.identity, images.release, thorough, sums]
+        about = [_code(), sums, [images.release, subject.column.identity] if thorough else []]
         kept = self.folder / f"merge-{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.json"
         try:
             return _read(kept.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import warnings
@@ -25,6 +26,7 @@ _TYPES = re.compile(r"vllm/config/\w+\.py|vllm/v1/attention/backends/(?:mla/pref
 _ASKING = re.compile(r"vllm/model_executor/layers/fused_moe/oracle/\w+\.py")
 _ASKED = re.compile(rb"""is_set\(\s*["'](VLLM_\w+)["']|["'](VLLM_\w+)["']\s+(?:not\s+)?in\s+os\.environ""")
 _MAX_BYTES = 4_000_000
+_FILES_KEPT = 100  # parsed: most files of a release are those of the one before
 _VERSION = 1  # of what is read and how: raise it with every change of meaning, so that no cache is believed
 _CHANGES = {"update", "setdefault", "pop", "clear"}
 
@@ -107,11 +109,16 @@ def _parse(files: Mapping[str, bytes], path: str) -> ast.Module:
     if len(files[path]) > _MAX_BYTES:
         raise Unreadable(f"{path}: larger than {_MAX_BYTES} bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a release's own strings escape is not our business
-            return ast.parse(files[path])
+        return _tree(files[path])
     except (SyntaxError, ValueError, MemoryError) as error:
         raise Unreadable(f"{path}: not read as Python: {error}") from error
+
+
+@functools.lru_cache(_FILES_KEPT)
+def _tree(data: bytes) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a release's own strings escape is not our business
+        return ast.parse(data)
 
 
 def _environment(tree: ast.Module, asked: frozenset[str]) -> Iterator[tuple[str, Setting]]:
@@ -135,12 +142,16 @@ def _asked(files: Mapping[str, bytes]) -> frozenset[str]:
 
 def _changes_environment(node: ast.AST) -> bool:
     if isinstance(node, ast.AugAssign):
-        return ast.unparse(node.target) == "environment_variables"
+        return _is_table(node.target)
     if isinstance(node, ast.Subscript):
-        return isinstance(node.ctx, ast.Store | ast.Del) and ast.unparse(node.value) == "environment_variables"
+        return isinstance(node.ctx, ast.Store | ast.Del) and _is_table(node.value)
     if isinstance(node, ast.Attribute):
-        return node.attr in _CHANGES and ast.unparse(node.value) == "environment_variables"
+        return node.attr in _CHANGES and _is_table(node.value)
     return False
+
+
+def _is_table(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "environment_variables"
 
 
 def _variable(name: str, value: ast.expr) -> Setting:

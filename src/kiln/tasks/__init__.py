@@ -7,10 +7,10 @@ from invoke.collection import Collection
 
 def namespace() -> Collection:
     """Return every task, under the names that tasks.py and `kiln` show."""
-    from kiln.tasks import engine, lock, patch, quality, target
+    from kiln.tasks import drift, engine, lock, patch, quality, target
 
     root = Collection()
-    for item in (target.plan, target.build, target.smoke, quality.lint, quality.check, quality.test):
+    for item in (target.plan, target.build, target.smoke, drift.drift, quality.lint, quality.check, quality.test):
         root.add_task(item)
     for name, module in (("engine", engine), ("lock", lock), ("patch", patch)):
         root.add_collection(Collection.from_module(module, name=name))
