@@ -28,6 +28,7 @@ TARGET = ("--variant", "mxfp8", "--arch", "gfx942")
 TASKS = [
     "build",
     "check",
+    "drift",
     "engine.down",
     "engine.status",
     "engine.up",

@@ -100,7 +100,8 @@ class _Matrix:
         for verdict in Verdict:
             if found[verdict]:
                 word = WORDS[verdict]
-                yield f"{word.short if self.short else word.long:<{5 if self.short else 15}} {word.meaning}"
+                shown = word.short.ljust(5) if self.short else word.long.ljust(15)
+                yield f"{shown} {verdict.value}: {word.meaning}"
         if any(map(loud, self.report.cells)):
             yield "In capitals: the catalog does not say so yet."
         for n, column in enumerate(self.report.columns, start=1):

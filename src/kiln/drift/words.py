@@ -26,12 +26,12 @@ WORDS = {
     Verdict.NOT_NEEDED: Word(
         sign="·", long="not needed", short="·", tone="none", meaning="outside the releases that the patch applies to"
     ),
-    Verdict.MERGED: Word(sign="↑", long="merged", short="up", tone="up", meaning="the release has the change itself"),
+    Verdict.MERGED: Word(sign="↑", long="merged", short="merg", tone="up", meaning="the release has the change itself"),
     Verdict.MERGED_DIFFERENT: Word(
-        sign="≠", long="merged, differs", short="up~", tone="up", meaning="the release has it in other words"
+        sign="≠", long="merged, differs", short="mer~", tone="up", meaning="the release has it in other words"
     ),
     Verdict.WITHDRAWN: Word(
-        sign="↩", long="withdrawn", short="back", tone="up", meaning="upstream had it and took it back"
+        sign="↩", long="withdrawn", short="with", tone="up", meaning="upstream had it and took it back"
     ),
     Verdict.OFFSET: Word(sign="↕", long="offset", short="offs", tone="warn", meaning="it fits, but on other lines"),
     Verdict.MOVED: Word(sign="→", long="moved", short="move", tone="warn", meaning="its place is in another file"),

@@ -59,5 +59,4 @@ def drift(
         show_report(report, json=json, out=out)
     finally:
         if issues:
-            actions = alerts.plan(report, alerts.listed(), whole=ask.whole)
-            alerts.apply(actions, dry_run=dry_run, reporter=reporter)
+            alerts.run(report, whole=ask.whole, dry_run=dry_run, reporter=reporter)

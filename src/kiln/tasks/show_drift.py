@@ -10,13 +10,16 @@ from urllib.parse import quote
 
 from kiln import errors, files, report
 from kiln.drift import attention, junit, markdown, matrix, page
+from kiln.drift.records import Verdict
 from kiln.drift.words import line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from kiln.drift.bisect import Break
-    from kiln.drift.records import Report
+    from kiln.drift.records import Cell, Report
+
+_KINDS = ("editions", "retire")
 
 
 def show_report(made: Report, *, json: bool, out: Path | str | None) -> None:
@@ -52,14 +55,20 @@ def show_breaks(breaks: Sequence[Break], *, json: bool) -> None:
                     print(f"  {label + ':':<9} {line(text)}")
 
 
+def _kind(cell: Cell) -> str:
+    """Return the folder for a cell's diff: a ported edition, a proposal for patch.yaml, or "" for none."""
+    retired = cell.verdict is Verdict.MERGED and not cell.known and cell.diff
+    return "editions" if cell.port == "clean" else "retire" if retired else ""
+
+
 def write(made: Report, out: Path) -> tuple[Path, ...]:
-    """Write every form of the report, and the ported editions, of which those of an earlier run are removed."""
+    """Write every form of the report, ported editions and proposals to retire; those of an earlier run are removed."""
     editions = {
-        out / "editions" / _name(cell.patch) / f"{_name(cell.column)}.patch": cell.diff
+        out / _kind(cell) / _name(cell.patch) / f"{_name(cell.column)}.patch": cell.diff
         for cell in made.cells
-        if cell.port == "clean"
+        if _kind(cell)
     }
-    for left in sorted((out / "editions").glob("*/*.patch")):
+    for left in sorted(path for kind in _KINDS for path in (out / kind).glob("*/*.patch")):
         left.unlink()
         if not any(left.parent.iterdir()):
             left.parent.rmdir()

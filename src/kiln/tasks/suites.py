@@ -16,6 +16,7 @@ _LINTERS = (
     ("mypy", "tests/unit", "tests/network", "tests/conftest.py", "benchmarks"),
     ("mypy", "tests/container"),  # by itself: it has modules of the same names as tests/unit
     ("mypy", "tests/device"),
+    ("mypy", "tests/browser"),
 )
 _OURS = frozenset({"KILN_ROOT", "KILN_PROGRAM"})  # what ./inv sets for this very run
 
@@ -34,7 +35,7 @@ def test() -> None:
     for argv in _LINTERS:
         _run(argv)
     _run(("pytest", "tests/device", "--quiet"))  # first: a run of which everything is skipped must not come last
-    _run(("pytest", "tests/unit", "tests/network", "tests/container", "--durations=10"))
+    _run(("pytest", "tests/unit", "tests/network", "tests/container", "tests/browser", "--durations=10"))
     loaded = catalog.load(catalog.find_root())
     try:
         show_proofs(prove.run(loaded, cases.distinct(loaded, cases.plan(loaded)), Reporter()), json=False)
