@@ -91,6 +91,36 @@ def prove(_: Context, *, id_: str = "", release: str = "", json: bool = False) -
     show_proofs(proving.run(loaded, chosen, Reporter()), json=json)
 
 
+@command(
+    help={
+        "id_": "the patch; --id may be left out",
+        "to": "release that gets an edition",
+        "from_release": "release whose edition is ported; default: the nearest below, else above",
+        "git": "upstream's repository, a folder or URL: names the commits behind a conflict",
+        "dry_run": "merge and prove, write nothing and open no worktree",
+    }
+    | _JSON
+)
+def port(
+    _: Context,
+    *,
+    id_: str = "",
+    to: str = "",
+    from_release: str = "",
+    git: str = "",
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Merge a patch's nearest edition into another release; written only if its probe and tests pass."""
+    from kiln import catalog
+    from kiln.port import run
+    from kiln.report import Reporter
+    from kiln.tasks.show_port import show_port
+
+    wanted = run.Wanted(patch=id_, to=to, origin=from_release, git=git, dry_run=dry_run)
+    show_port(run.port(catalog.load(catalog.find_root()), wanted, Reporter()), json=json)
+
+
 @command(help=TARGET | {"out": "folder that gets kiln-patch.pyz and series/"})
 def pack(
     _: Context,
