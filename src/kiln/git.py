@@ -1,8 +1,10 @@
-"""The git verbs that Kiln runs on bytes of its own, blind to the machine's settings and to repositories around."""
+"""The one door to git: blind to the machine's settings, to hooks, and to repositories around."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +61,37 @@ def diff(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bytes:
         return out.read_bytes()
 
 
+def execute(folder: Path, *words: str, stdin: Path | None = None, seconds: int = _TIMEOUT_S) -> tuple[int, bytes, str]:
+    """Return exit code, stdout and stderr of a git command in a folder; raises Missing where there is no git."""
+    if not shutil.which("git"):  # importing GitPython would fail, too, with an error of its own
+        raise errors.Missing("git: no such program on this machine", hint="install git: apt-get install git")
+    from git import Git
+
+    # GitPython hands the environment on: what points git at another repository or setting has to go
+    foreign = [word for name in os.environ if name.startswith("GIT_") for word in ("-u", name)]
+    given = [f"{name}={value}" for name, value in _scrubbed(folder).items()]
+    settings = [word for setting in _SETTINGS for word in ("-c", setting)]
+    with contextlib.ExitStack() as stack:
+        code, out, problem = Git(str(folder)).execute(
+            ["env", *foreign, *given, "git", *settings, *words],
+            istream=stack.enter_context(stdin.open("rb")) if stdin else None,
+            kill_after_timeout=seconds,
+            with_extended_output=True,
+            with_exceptions=False,
+            stdout_as_string=False,
+            strip_newline_in_stdout=False,
+        )
+    return int(code), bytes(out), str(problem)
+
+
+def ask(folder: Path, *words: str, stdin: Path | None = None, seconds: int = _TIMEOUT_S) -> bytes:
+    """Return what git says in a folder; raises Missing where there is no git, CommandFailed where it refuses."""
+    code, out, problem = execute(folder, *words, stdin=stdin, seconds=seconds)
+    if code:
+        raise process.failed(("git", *words), code, problem)
+    return out
+
+
 def write(tree: Path, files: Mapping[str, bytes]) -> None:
     """Write files under `tree`, with their folders."""
     tree.mkdir(parents=True, exist_ok=True)
@@ -82,13 +115,18 @@ def _git(tree: Path, *words: str) -> process.Result:
 
 def _environment(tree: Path) -> dict[str, str]:
     """Return an environment in which no configuration file is read and no repository above `tree` is found."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    return kept | {
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | _scrubbed(tree)
+
+
+def _scrubbed(tree: Path) -> dict[str, str]:
+    return {
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_SYSTEM": os.devnull,
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_ATTR_NOSYSTEM": "1",
         "GIT_CEILING_DIRECTORIES": str(tree.resolve().parent),
         "GIT_TERMINAL_PROMPT": "0",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_ALLOW_PROTOCOL": "https:ssh:file",
         "LC_ALL": "C",
     }

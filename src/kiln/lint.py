@@ -32,11 +32,11 @@ def patches(catalog: Catalog) -> Iterator[Finding]:
     """Yield what is wrong with patches: their own files, their editions on real files, and the series they make."""
     yield from catalog_lint.patches(catalog)
     for release in catalog.releases.releases:
-        yield from _editions(catalog, release)
+        yield from editions(catalog, release)
     yield from _clashes(catalog)
 
 
-def _editions(catalog: Catalog, release: str) -> Iterator[Finding]:
+def editions(catalog: Catalog, release: str) -> Iterator[Finding]:
     """Make every edition of a release again, from the bytes that the release and the patches before it leave."""
     order = [catalog.patches[patch_id] for patch_id in catalog.order]
     editions = [_Edition(catalog.root, patch, release) for patch in order if release in patch.editions]

@@ -187,6 +187,6 @@ def test_what_cannot_be_asked_for_is_bad_input(toy: Catalog) -> None:
         port(toy, to="0.24.0")
     with pytest.raises(errors.BadInput, match=r"no edition for 0\.30\.0; editions: 0\.31\.0"):
         port(toy, origin="0.30.0")
-    with pytest.raises(errors.BadInput, match="neither a folder nor a URL"):
+    with pytest.raises(errors.BadInput, match="neither the URL nor the folder"):
         port(toy, git="nowhere")
     assert FIRST != SECOND

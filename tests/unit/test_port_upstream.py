@@ -92,7 +92,7 @@ def test_what_a_terminal_would_obey_is_shown_as_text() -> None:
 
 def test_git_names_the_commit_that_changed_the_lines(upstream: Path, tmp_path: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in (upstream / ".git").rglob("*"))
-    past = upstream_change.history(str(upstream), tmp_path / "cache", "0.1.0", "0.2.0")
+    past = upstream_change.history(str(upstream), "0.1.0", "0.2.0", state=tmp_path / "cache")
     change = upstream_change.explain(problem(10, 11), OLD.encode(), NEW.encode(), past)
     assert [(commit.date, commit.subject) for commit in change.commits] == [("2026-01-02", "Write ten out\\x1b[31m")]
     assert change.exact
@@ -102,7 +102,7 @@ def test_git_names_the_commit_that_changed_the_lines(upstream: Path, tmp_path: P
 
 
 def test_lines_that_no_commit_names_get_every_commit_of_the_file(upstream: Path, tmp_path: Path) -> None:
-    past = upstream_change.history(str(upstream), tmp_path / "cache", "0.1.0", "0.2.0")
+    past = upstream_change.history(str(upstream), "0.1.0", "0.2.0", state=tmp_path / "cache")
     change = upstream_change.explain(problem(10, 11), None, None, past)
     assert [commit.subject for commit in change.commits] == ["Write eighty out", "Write ten out\\x1b[31m"]
     assert not change.exact
@@ -111,25 +111,26 @@ def test_lines_that_no_commit_names_get_every_commit_of_the_file(upstream: Path,
 def test_a_url_is_fetched_once_into_a_cache_without_the_files(upstream: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     for _ in range(2):
-        past = upstream_change.history(f"file://{upstream}", cache, "0.1.0", "0.2.0")
+        past = upstream_change.history(f"file://{upstream}", "0.1.0", "0.2.0", state=cache)
         change = upstream_change.explain(problem(80, 81), OLD.encode(), NEW.encode(), past)
         assert [commit.subject for commit in change.commits] == ["Write eighty out"]
-    with Repo(cache) as repo:
+    (clone,) = (path for path in (cache / "git").iterdir() if path.is_dir())
+    with Repo(clone) as repo:
         assert repo.bare
         assert sorted(tag.name for tag in repo.tags) == ["v0.1.0", "v0.2.0"]
 
 
 @pytest.mark.parametrize("where", ["nowhere", "ext::sh -c touch% /tmp/kiln-port-ran", "--upload-pack=x", ""])
 def test_what_is_neither_a_folder_nor_a_url_is_refused(where: str, tmp_path: Path) -> None:
-    with pytest.raises(errors.BadInput, match="neither a folder nor a URL"):
-        upstream_change.history(where or "file://", tmp_path / "cache", "0.1.0", "0.2.0")
+    with pytest.raises(errors.BadInput, match="neither the URL nor the folder"):
+        upstream_change.history(where or "file://", "0.1.0", "0.2.0", state=tmp_path / "cache")
 
 
 def test_a_missing_tag_and_a_folder_without_git_are_named(upstream: Path, tmp_path: Path) -> None:
-    with pytest.raises(errors.BadInput, match=r"no tag v0\.9\.0"):
-        upstream_change.history(str(upstream), tmp_path / "cache", "0.1.0", "0.9.0")
+    with pytest.raises(errors.BadInput, match=r"has no refs/tags/v0\.9\.0"):
+        upstream_change.history(str(upstream), "0.1.0", "0.9.0", state=tmp_path / "cache")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(errors.BadInput, match="not a git repository"):
-        upstream_change.history(str(tmp_path / "empty"), tmp_path / "cache", "0.1.0", "0.2.0")
-    with pytest.raises(errors.CommandFailed):
-        upstream_change.history(f"file://{upstream}", tmp_path / "cache", "0.1.0", "0.9.0")
+    with pytest.raises(errors.BadInput, match="neither the URL nor the folder"):
+        upstream_change.history(str(tmp_path / "empty"), "0.1.0", "0.2.0", state=tmp_path / "cache")
+    with pytest.raises(errors.Missing, match="cannot be fetched"):
+        upstream_change.history(f"file://{upstream}", "0.1.0", "0.9.0", state=tmp_path / "cache")

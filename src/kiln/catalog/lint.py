@@ -25,6 +25,7 @@ _OPEN_ENDS = ("todo", "tbd", "fixme", "xxx")
 _ALWAYS = frozenset({"patch.yaml", "probe.py", "tests", "EVIDENCE.md"})
 _BESIDE_PATCHES = frozenset({SERIES.name, "README.md", "conftest.py"})
 _DERIVED = "__pycache__"
+UNWRITTEN = "this probe is not written yet"  # what a new patch's probe says until somebody writes it
 
 
 def patches(catalog: Catalog) -> Iterator[Finding]:
@@ -43,6 +44,9 @@ def _texts(_: Catalog, patch: records.Patch) -> Iterator[Finding]:
             yield Finding(where=_at(patch, name), problem="is empty", hint="say it in a sentence")
         elif text.strip().lower().startswith(_OPEN_ENDS):
             yield Finding(where=_at(patch, name), problem=f"is still {text.strip()!r}", hint="say it in a sentence")
+    if patch.probe and patch.probe.shows.strip().lower().startswith(_OPEN_ENDS):
+        problem = f"is still {patch.probe.shows.strip()!r}"
+        yield Finding(where=_at(patch, "probe.shows"), problem=problem, hint="say it in a sentence")
 
 
 def _upstream(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
@@ -174,6 +178,9 @@ def _probe(catalog: Catalog, patch: records.Patch) -> Iterator[Finding]:
     if not (_folder(catalog, patch) / "tests").is_dir():
         hint = f"write patches/{patch.id}/tests/test_*.py; each rule fails without the patch: CONTRIBUTING.md"
         yield Finding(where=f"patches/{patch.id}/tests", problem="is missing", hint=hint)
+    if UNWRITTEN.encode() in path.read_bytes():
+        hint = f"make it red without the patch and green with it, so that it shows: {patch.probe.shows.strip()}"
+        yield Finding(where=where, problem="is still the skeleton", hint=hint)
     try:
         ast.parse(path.read_bytes(), where)
     except (SyntaxError, ValueError) as error:

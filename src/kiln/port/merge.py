@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
-import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from kiln import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from git import Git
+from kiln import git
 
 _FAILED = 128  # below it, the exit code counts conflicts
 
@@ -60,7 +52,7 @@ def three_way(pre: bytes, post: bytes, theirs: bytes, labels: Labels) -> Merged:
             Path(name, file).write_bytes(data)
         titles = [word for side in labels.sides for word in ("-L", side)]
         words = ("merge-file", "--stdout", "--diff3", *titles, "theirs", "pre", "post")
-        code, merged, problem = run(at(Path(name)), words)
+        code, merged, problem = git.execute(Path(name), *words)
     if not 0 <= code < _FAILED or (code and b"<<<<<<<" not in merged):
         return Merged(data=theirs, conflicts=1, problem=problem or f"git merge-file: exit code {code}")
     return Merged(data=merged, conflicts=code)
@@ -88,43 +80,3 @@ def clashes(merged: Merged, labels: Labels) -> tuple[Clash, ...]:
         else:
             line += 1
     return tuple(found)
-
-
-def at(folder: Path) -> Git:
-    """Return git in a folder, which reads no configuration of the machine; raises Missing where there is none."""
-    if not shutil.which("git"):  # importing GitPython would fail, too, with an error of its own
-        raise errors.Missing("git: no such program on this machine", hint="install git: apt-get install git")
-    from git import Git
-
-    found = Git(str(folder))
-    found.update_environment(
-        GIT_CONFIG_GLOBAL=os.devnull,
-        GIT_CONFIG_SYSTEM=os.devnull,
-        GIT_CONFIG_NOSYSTEM="1",
-        GIT_ATTR_NOSYSTEM="1",
-        GIT_CEILING_DIRECTORIES=str(folder.resolve().parent),
-        GIT_TERMINAL_PROMPT="0",
-        GIT_OPTIONAL_LOCKS="0",
-        LC_ALL="C",
-    )
-    return found
-
-
-def run(git: Git, words: Sequence[str]) -> tuple[int, bytes, str]:
-    """Return exit code, stdout and stderr of one git command."""
-    # GitPython hands our environment on: what points git at another repository or setting has to go
-    foreign = [
-        word
-        for name in os.environ
-        if name.startswith("GIT_") and name not in git.environment()
-        for word in ("-u", name)
-    ]
-    argv = [*(["env", *foreign] if foreign else []), "git", "-c", "core.autocrlf=false", *words]
-    code, out, problem = git.execute(
-        argv,
-        with_extended_output=True,
-        with_exceptions=False,
-        stdout_as_string=False,
-        strip_newline_in_stdout=False,
-    )
-    return int(code), bytes(out), str(problem)

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from kiln.port.upstream_change import Change, History
     from kiln.report import Reporter
 
-_CACHE = "upstream.git"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -79,7 +77,7 @@ def port(catalog: Catalog, wanted: Wanted, reporter: Reporter, *, prove: Prover 
     origin, past = _checked(catalog, wanted), None
     if wanted.git:
         with reporter.step(f"what git knows from v{origin} to v{wanted.to}"):
-            past = upstream_change.history(wanted.git, catalog.state / _CACHE, origin, wanted.to)
+            past = upstream_change.history(wanted.git, origin, wanted.to, state=catalog.state)
     with reporter.step(f"the change of {wanted.patch} for {origin}, merged into {wanted.to}"):
         images = sources.images(catalog, catalog.patches[wanted.patch], origin, wanted.to)
         find, before = (

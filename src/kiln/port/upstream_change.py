@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kiln import errors, process
 from kiln.patching.outcomes import shown
-from kiln.port import lines, merge
+from kiln.port import lines
+from kiln.upstream import git_ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from kiln.port.lines import Region
     from kiln.port.records import Problem
+    from kiln.upstream.git_ref import Repository
 
 _CONTEXT = 3
 _MOST_LINES = 60
 _MOST_COMMITS = 20
-_URL = re.compile(r"(https?|ssh|git|file)://[^\s-][^\s]*")
-_SETTINGS = (
-    *("-c", "protocol.ext.allow=never", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"),
-    *("-c", "credential.helper=", "-c", "core.pager=cat"),
-)
 _LOG = (
     *("log", "-z", "--format=%x01%H%x02%cs%x02%s%x02", "--patch", "--unified=0", "--full-index", "--no-renames"),
     *("--no-color", "--no-ext-diff", "--no-textconv", "--no-show-signature", "--no-notes"),
@@ -55,7 +49,7 @@ class Change:
 class History:
     """The part of a git repository between two tags."""
 
-    repository: Path
+    repository: Repository
     old: str
     new: str
 
@@ -70,7 +64,7 @@ class History:
 
     def _log(self, path: str) -> Iterator[tuple[Commit, frozenset[bytes], frozenset[bytes]]]:
         """Yield each commit that changed a file, newest first, with the lines it took out and put in."""
-        out = _git(self.repository, *_LOG, f"{self.old}..{self.new}", "--", f":(literal,top){path}")
+        out = self.repository.ask(*_LOG, f"{self.old}..{self.new}", "--", f":(literal,top){path}")
         for entry in out.split(b"\x01")[1:]:
             commit, date, subject, patch = entry.split(b"\x02", 3)
             rows = [row for row in patch.replace(b"\0", b"\n").split(b"\n") if not row.startswith((b"--- ", b"+++ "))]
@@ -79,23 +73,14 @@ class History:
             yield known, gone - {b""}, new - {b""}
 
 
-def history(where: str, cache: Path, old: str, new: str) -> History:
-    """Return what git knows between the tags of two releases, of a local repository or, by URL, of a blobless copy.
+def history(where: str, old: str, new: str, *, state: Path) -> History:
+    """Return what git knows between the tags of two releases, of a local repository or of a URL.
 
-    Raises BadInput where it is no repository or lacks a tag, CommandFailed where it cannot be fetched.
+    Raises BadInput where it is no repository or lacks a tag, Missing where it cannot be fetched.
     """
+    repository = git_ref.opened(where, state=state)
     tags = (f"v{old}", f"v{new}")
-    if _URL.fullmatch(where):
-        repository = _fetched(where, cache, tags)
-    elif Path(where).is_dir():
-        repository = Path(where).resolve()
-    else:
-        raise errors.BadInput(f"--git {where!r}: neither a folder nor a URL that git can fetch from")
-    for tag in tags:
-        code, _, problem = _run(repository, "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}")
-        if code:
-            found = problem.strip() or f"it has no tag {tag}"
-            raise errors.BadInput(f"--git {where}: {found}", hint=f"git -C {where} fetch --tags")
+    repository.tags(*tags)
     return History(repository=repository, old=f"refs/tags/{tags[0]}", new=f"refs/tags/{tags[1]}")
 
 
@@ -146,27 +131,3 @@ def _diff(old: lines.Lines, regions: Sequence[Region]) -> str:
         more = [f"... {len(rows) - _MOST_LINES} more lines"] if len(rows) > _MOST_LINES else []
         parts += [head, *rows[:_MOST_LINES], *more]
     return "\n".join(parts)
-
-
-def _fetched(url: str, cache: Path, tags: Sequence[str]) -> Path:
-    """Fetch the commits and folders of two tags into a bare repository; files come when they are asked for."""
-    cache.mkdir(parents=True, exist_ok=True)
-    if not (cache / "HEAD").is_file():
-        _git(cache, "init", "--quiet", "--bare", "--template=")
-    for name, value in (("url", url), ("promisor", "true"), ("partialclonefilter", "blob:none")):
-        _git(cache, "config", f"remote.origin.{name}", value)
-    wanted = [f"+refs/tags/{tag}:refs/tags/{tag}" for tag in tags]
-    _git(cache, "fetch", "--quiet", "--no-tags", "--filter=blob:none", "origin", *wanted)
-    return cache
-
-
-def _git(repository: Path, *words: str) -> bytes:
-    code, out, problem = _run(repository, *words)
-    if code:
-        raise process.failed(("git", *words), code, problem)
-    return out
-
-
-def _run(repository: Path, *words: str) -> tuple[int, bytes, str]:
-    safe = ("-c", f"safe.directory={repository}", "-c", f"safe.directory={repository / '.git'}")
-    return merge.run(merge.at(repository), (*safe, *_SETTINGS, *words))

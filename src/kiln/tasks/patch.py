@@ -91,6 +91,93 @@ def prove(_: Context, *, id_: str = "", release: str = "", json: bool = False) -
     show_proofs(proving.run(loaded, chosen, Reporter()), json=json)
 
 
+_RELEASE = {"release": "vLLM release; default: the catalog's default release"}
+
+
+@command(
+    help={
+        "id_": "id of the new patch, the name of its folder in patches/; --id may be left out",
+        "from_": "a unified diff: a pull request's .diff or .patch, a mail, or diff -u of an installed vLLM",
+        "title": "its title; default: the subject, where the diff is a mail",
+        "dry_run": "only judge it; nothing is written",
+    }
+    | _RELEASE
+    | _JSON
+)
+def new(
+    _: Context,
+    *,
+    id_: str = "",
+    from_: str = "",
+    release: str = "",
+    title: str = "",
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Take somebody's diff in as a new patch, if all of it fits the release exactly; else say what does not."""
+    from pathlib import Path
+
+    from kiln import catalog
+    from kiln.authoring import intake
+    from kiln.report import Reporter
+    from kiln.tasks.show_authoring import show_intake
+
+    loaded = catalog.load(catalog.find_root())
+    release = release or loaded.releases.default_release
+    told = intake.new(loaded, id_, Path(from_), release, reporter=Reporter(), title=title, dry_run=dry_run)
+    show_intake(told, id_, from_, dry_run=dry_run, json=json)
+
+
+@command(
+    help={
+        "id_": "id of the patch; --id may be left out",
+        "discard": "throw away what is in its worktree and was not exported",
+    }
+    | _RELEASE
+    | _JSON
+)
+def edit(_: Context, *, id_: str = "", release: str = "", discard: bool = False, json: bool = False) -> None:
+    """Open a git worktree at the release's real files, one commit for each patch of the series, to edit a patch in."""
+    from kiln import catalog
+    from kiln.authoring import worktree
+    from kiln.report import Reporter
+    from kiln.tasks.show_authoring import show_worktree
+
+    loaded = catalog.load(catalog.find_root())
+    release = release or loaded.releases.default_release
+    folder = worktree.open(loaded, id_, release, reporter=Reporter(), discard=discard)
+    show_worktree(folder, id_, release, json=json)
+
+
+@command(
+    help={
+        "id_": "id of the patch; --id may be left out; with --check: only this patch",
+        "release": "vLLM release; default: the catalog's default release; with --check: only this release",
+        "check": "make every stored edition again instead, and find each that is not the same byte for byte",
+        "dry_run": "prove it, and write nothing",
+    }
+    | _JSON
+)
+def export(
+    _: Context, *, id_: str = "", release: str = "", check: bool = False, dry_run: bool = False, json: bool = False
+) -> None:
+    """Write the edition that a worktree holds, if it fits, is canonical, and is proven by its probe and tests."""
+    from kiln import catalog
+    from kiln.authoring import export as exporting
+    from kiln.report import Reporter
+    from kiln.tasks.show_authoring import show_export
+    from kiln.tasks.show_patch import show_findings
+
+    loaded = catalog.load(catalog.find_root())
+    if check:
+        findings = exporting.check(loaded, {id_} - {""}, {release} - {""})
+        show_findings(findings, "every edition is what export makes of it, byte for byte", json=json)
+        return
+    release = release or loaded.releases.default_release
+    told = exporting.export(loaded, id_, release, reporter=Reporter(), dry_run=dry_run)
+    show_export(told, dry_run=dry_run, json=json)
+
+
 @command(
     help={
         "id_": "the patch; --id may be left out",

@@ -1,147 +1,148 @@
-"""Reads single files at a ref of a git repository: a local one as it is, another by a clone without file contents."""
+"""Reads single files and commits of a git repository: a local one as it is, a remote by a clone without contents."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kiln import errors, files
+from kiln import errors, files, git
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
-
-    import git
 
 UPSTREAM = "https://github.com/vllm-project/vllm"
 _REF = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]{0,200}")
-_URL = re.compile(r"(https|ssh|file)://[^\s]+|[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:[^\s]+")
+_URL = re.compile(r"(https|ssh|file)://[^\s-]\S*|[A-Za-z0-9_.][A-Za-z0-9_.-]*@[A-Za-z0-9.-]+:\S+")
 _LARGEST = 64_000_000
-_TIMEOUT_S = 600
+_FETCH = ("fetch", "--quiet", "--no-tags", "--filter=blob:none")
+_SECONDS = 1800
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """Where git is run: `url` is "" for a local repository, else what Kiln's bare clone at `folder` fetches from."""
+
+    folder: Path
+    url: str
+
+    @property
+    def name(self) -> str:
+        return self.url or str(self.folder)
+
+    def execute(self, *words: str) -> tuple[int, bytes, str]:
+        """Run git there; it may belong to somebody else, and nothing in it is run."""
+        safe = [word for at in (self.folder, self.folder / ".git") for word in ("-c", f"safe.directory={at}")]
+        return git.execute(self.folder, *safe, "-c", "core.fsmonitor=false", *words, seconds=_SECONDS)
+
+    def ask(self, *words: str) -> bytes:
+        """Return what git says; raises CommandFailed."""
+        code, out, problem = self.execute(*words)
+        if code:
+            raise errors.CommandFailed(f"{self.name}: git {words[0]}: {_last(problem)}")
+        return out
+
+    def fetch(self, *refs: str, options: Sequence[str] = ()) -> None:
+        """Fetch commits and folders of refs, no file contents; raises Missing when the remote does not give them."""
+        code, _, problem = self.execute(*_FETCH, *options, "origin", *refs)
+        if code:
+            raise errors.Missing(f"{self.url}: {', '.join(refs)}: cannot be fetched: {_last(problem)}")
+
+    def fetch_contents(self, blobs: Iterable[str]) -> None:
+        """Fetch file contents by id, at once: left alone, git would ask for them one by one."""
+        # without a negotiation, as git itself does it: else it takes these for commits that are not complete
+        quiet = ("-c", "fetch.negotiationAlgorithm=noop", *_FETCH, "--no-write-fetch-head")
+        code, _, problem = self.execute(*quiet, "origin", *blobs)
+        if code:
+            raise errors.Missing(f"{self.url}: the contents of files cannot be fetched: {_last(problem)}")
+
+    def commit(self, ref: str) -> str:
+        """Return the id of a commit; raises BadInput where there is no such ref."""
+        code, out, _ = self.execute("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+        if code:
+            raise errors.BadInput(f"{self.name}: has no {ref}", hint=f"git -C {self.name} fetch --tags")
+        return out.decode().strip()
+
+    def tags(self, *names: str) -> None:
+        """Make sure of tags, fetching them where there is a remote; raises BadInput or Missing."""
+        if self.url:
+            self.fetch(*(f"+refs/tags/{name}:refs/tags/{name}" for name in names))
+        for name in names:
+            self.commit(f"refs/tags/{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GitFiles:
-    """A commit of a repository; `ref` is what was asked for."""
+    """The files of a commit."""
 
-    repo: git.Repo
-    ref: str
+    repository: Repository
     commit: str
 
     def stamps(self) -> dict[str, str]:
         """Return the blob id of every file of the package."""
-        rows = self.repo.git.ls_tree("-r", "-z", "--full-tree", self.commit, "--", "vllm").split("\0")
-        entries = [row.partition("\t") for row in rows if row]
-        return {path: about.split()[2] for about, _, path in entries if about.split()[1] == "blob"}
+        rows = self.repository.ask("ls-tree", "-r", "-z", "--full-tree", self.commit, "--", "vllm").split(b"\0")
+        parts = (row.partition(b"\t") for row in rows if row)
+        return {path.decode("utf-8", "replace"): head.split()[2].decode() for head, _, path in parts}
 
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """Return the bytes of each path that is there, fetching what the clone lacks at once."""
+        """Return the bytes of each path that is there, fetching at once what is needed."""
         there = self.stamps()
         blobs = {path: there[path] for path in paths if path in there}
-        return dict(zip(blobs, _contents(self.repo, list(blobs.values())), strict=True))
+        if self.repository.url and blobs:
+            self.repository.fetch_contents(dict.fromkeys(blobs.values()))
+        return {path: self._content(blob) for path, blob in blobs.items()}
+
+    def _content(self, blob: str) -> bytes:
+        size = int(self.repository.ask("cat-file", "-s", blob))
+        if size > _LARGEST:
+            raise errors.BadInput(f"{blob}: {size} bytes is more than Kiln reads")
+        return self.repository.ask("cat-file", "blob", blob)
 
 
-def at(repository: str, ref: str, *, state: Path) -> GitFiles:
+def opened(where: str, *, state: Path) -> Repository:
+    """Return a local repository, or Kiln's own for a URL; raises BadInput for what is neither."""
+    if not _URL.fullmatch(where):
+        found = Repository(folder=Path(where).resolve(), url="")
+        if not found.folder.is_dir() or found.execute("rev-parse", "--git-dir")[0]:
+            raise errors.BadInput(f"{where}: neither the URL nor the folder of a git repository")
+        return found
+    home = state / "git" / hashlib.sha256(where.encode()).hexdigest()[:16]
+    made = Repository(folder=home, url=where)
+    with files.locked(home):
+        if not (home / "HEAD").is_file():
+            home.mkdir(parents=True, exist_ok=True)
+            made.ask("init", "--quiet", "--bare", "--template=")
+        for name, value in (("url", where), ("promisor", "true"), ("partialclonefilter", "blob:none")):
+            made.ask("config", f"remote.origin.{name}", value)
+    return made
+
+
+def at(where: str, ref: str, *, state: Path) -> GitFiles:
     """Return the files at a ref; raises BadInput for what git does not know, Missing where it cannot be fetched."""
-    import git
-
     if not _REF.fullmatch(ref):
         raise errors.BadInput(f"{ref!r}: not a branch, tag or commit")
-    repo = opened(repository, state=state)
-    wanted = ref
-    if _is_remote(repository):
-        fetch(repo, ref, options=("--depth=1",))
-        wanted = "FETCH_HEAD"
-    try:
-        commit = repo.git.rev_parse("--verify", "--end-of-options", f"{wanted}^{{commit}}")
-    except git.GitCommandError as error:
-        raise errors.BadInput(f"{repository}: has no {ref}", hint=f"git -C {repository} branch --all") from error
-    return GitFiles(repo=repo, ref=ref, commit=commit)
+    repository = opened(where, state=state)
+    if repository.url:
+        repository.fetch(ref, options=("--depth=1",))
+    return GitFiles(repository=repository, commit=repository.commit("FETCH_HEAD" if repository.url else ref))
 
 
 def between(
-    repository: str, older: str, newer: str, paths: Sequence[str], *, state: Path
+    where: str, older: str, newer: str, paths: Sequence[str], *, state: Path
 ) -> Iterator[tuple[GitFiles, str, str]]:
     """Yield the commits after tag `older` up to tag `newer` that touch paths, oldest first, with date and subject."""
-    import git
-
-    repo = opened(repository, state=state)
-    if _is_remote(repository):
-        fetch(repo, f"+refs/tags/{newer}:refs/tags/{newer}", options=(f"--shallow-exclude={older}",))
-    span = [newer] if _is_remote(repository) else [f"{older}..{newer}"]
-    try:
-        log = repo.git.log("--reverse", "--topo-order", "--format=%H%x00%cs%x00%s", *span, "--", *paths)
-    except git.GitCommandError as error:
-        raise errors.BadInput(f"{repository}: does not have the tags {older} and {newer}") from error
-    for line in log.splitlines():
-        commit, date, subject = line.split("\0", 2)
-        yield GitFiles(repo=repo, ref=commit, commit=commit), date, subject
+    repository = opened(where, state=state)
+    repository.tags(older, newer)
+    words = ("log", "--reverse", "--topo-order", "-z", "--format=%H%x01%cs%x01%s", "--no-show-signature")
+    log = repository.ask(*words, f"refs/tags/{older}..refs/tags/{newer}", "--", *paths)
+    for entry in filter(None, log.decode("utf-8", "replace").split("\0")):
+        commit, date, subject = entry.split("\x01", 2)
+        yield GitFiles(repository=repository, commit=commit), date, subject
 
 
-def opened(repository: str, *, state: Path) -> git.Repo:
-    """Return a local repository, or Kiln's own bare one for a remote, which holds nothing yet."""
-    import git
-
-    if not _is_remote(repository):
-        try:
-            repo = git.Repo(repository)
-        except (git.InvalidGitRepositoryError, git.NoSuchPathError) as error:
-            raise errors.BadInput(f"{repository}: neither the URL nor the folder of a git repository") from error
-        _isolate(repo)
-        return repo
-    home = state / "git" / hashlib.sha256(repository.encode()).hexdigest()[:16]
-    with files.locked(home):
-        repo = git.Repo.init(home, bare=True, mkdir=True)
-        _isolate(repo)
-        if "origin" not in [remote.name for remote in repo.remotes]:
-            repo.git.remote("add", "--", "origin", repository)
-    return repo
-
-
-def fetch(repo: git.Repo, *refs: str, options: Sequence[str] = ()) -> None:
-    """Fetch commits and trees of refs, no file contents; raises Missing when the remote does not give them."""
-    import git
-
-    try:
-        # without a negotiation, as git itself fetches contents: else it takes them for commits that are not complete
-        repo.git(c="fetch.negotiationAlgorithm=noop").fetch(
-            "--quiet",
-            "--no-tags",
-            "--filter=blob:none",
-            *options,
-            "origin",
-            *refs,
-            kill_after_timeout=_TIMEOUT_S,
-        )
-    except git.GitCommandError as error:
-        reason = str(error.stderr).strip().removeprefix("stderr: ").strip("'\n ")
-        raise errors.Missing(f"{', '.join(refs)}: cannot be fetched: {reason}") from error
-
-
-def _is_remote(repository: str) -> bool:
-    return bool(_URL.fullmatch(repository))
-
-
-def _contents(repo: git.Repo, blobs: Sequence[str]) -> Iterator[bytes]:
-    if blobs and repo.bare and "origin" in [remote.name for remote in repo.remotes]:
-        # all at once, as git does itself for a checkout: left alone, it would ask for them one by one
-        fetch(repo, *dict.fromkeys(blobs), options=("--no-write-fetch-head",))
-    for blob in blobs:
-        found = repo.odb.stream(bytes.fromhex(blob))
-        if found.size > _LARGEST:
-            raise errors.BadInput(f"{blob}: {found.size} bytes is more than Kiln reads")
-        yield found.read()
-
-
-def _isolate(repo: git.Repo) -> None:
-    """Let git read no settings but the repository's own, ask nobody, run no hook, and speak no odd protocol."""
-    repo.git.update_environment(
-        GIT_CONFIG_GLOBAL=os.devnull,
-        GIT_CONFIG_NOSYSTEM="1",
-        GIT_TERMINAL_PROMPT="0",
-        GIT_ALLOW_PROTOCOL="https:ssh:file",
-        LC_ALL="C",
-    )
+def _last(problem: str) -> str:
+    """Return the last line of what git complains about, without its own word for it."""
+    lines = [line for line in problem.strip().splitlines() if line.strip()]
+    return lines[-1].removeprefix("fatal: ") if lines else "no reason given"
