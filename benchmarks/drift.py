@@ -17,9 +17,8 @@ import time
 import zipfile
 from pathlib import Path
 
-from kiln import catalog, process
+from kiln import catalog, plan, process
 from kiln.catalog import edition_path
-from kiln.drift.judge import nearest
 from kiln.upstream import wheel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +68,7 @@ def by_hand(loaded: catalog.Catalog, where: Path) -> tuple[float, int]:
         file.unlink()
         for patch in loaded.patches.values():
             if patch.editions:
-                edition = loaded.root / edition_path(patch.id, nearest(patch, release))
+                edition = loaded.root / edition_path(patch.id, plan.nearest(patch, release))
                 process.run(("git", "apply", "--check", str(edition)), cwd=tree)
         print(f"  plain: {release}, {time.perf_counter() - start:.0f} s so far", file=sys.stderr)
     return time.perf_counter() - start, fetched

@@ -171,6 +171,13 @@ def covers(applies: records.Applies, release: str) -> bool:
     return SpecifierSet(applies.releases).contains(release, prereleases=True)
 
 
+def nearest(patch: records.Patch, version: str) -> str:
+    """Return the release of the newest edition that is not newer than `version`, else of the oldest."""
+    releases = sorted(patch.editions, key=Version)
+    older = [release for release in releases if Version(release) <= Version(version)]
+    return older[-1] if older else releases[0]
+
+
 def clashes(patches: Sequence[records.Patch]) -> Iterator[str]:
     """Yield what keeps these patches from being one series, both patches named."""
     present = [patch.id for patch in patches]

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import TOY_AFTER, TOY_BEFORE, TOY_EDITION, TOY_PATH, sha256
 from kiln import catalog as catalogs
-from kiln import git
+from kiln import git, plan
 from kiln.drift import fit, judge, retire
 from kiln.drift.judge import Judge, Subject
 from kiln.drift.memory import Memory
@@ -214,14 +214,9 @@ def test_lines_hold_every_series_once(catalog_copy: Path) -> None:
 
 
 def test_the_nearest_edition_is_the_newest_that_is_not_newer(catalog_copy: Path) -> None:
-    patch = catalogs.load(catalog_copy).patches["mxfp8-moe-gfx942"]
-    assert [judge.nearest(patch, version) for version in ("0.23.0", "0.30.0", "0.31.0", "0.32.0", "0.100.0")] == [
-        "0.24.0",
-        "0.24.0",
-        "0.31.0",
-        "0.31.0",
-        "0.33.0",
-    ]
+    patch = catalogs.load(catalog_copy).patches["nvfp4-marlin-swiglu"]
+    asked = ("0.23.0", "0.24.0", "0.26.1", "0.27.1", "0.100.0")
+    assert [plan.nearest(patch, version) for version in asked] == ["0.24.0", "0.24.0", "0.26.0", "0.27.1", "0.27.1"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"merged": false, "clean": true, "before": {}, "after": {"x": "?"}}'])

@@ -60,13 +60,6 @@ def lines(catalog: Catalog) -> tuple[Line, ...]:
     return tuple(dict.fromkeys(tuple(patch.id for patch in patches) for patches in bound))
 
 
-def nearest(patch: records.Patch, version: str) -> str:
-    """Return the release of the newest edition that is not newer than `version`, else of the oldest."""
-    releases = sorted(patch.editions, key=Version)
-    older = [release for release in releases if Version(release) <= Version(version)]
-    return older[-1] if older else releases[0]
-
-
 class Judge:
     """Replays series on subjects, each step once.
 
@@ -159,7 +152,7 @@ class Judge:
         patch = self._catalog.patches[line[-1]]
         since = str(patch.upstream_since)
         cell = replace(blank, verdict=Verdict.MERGED, known=True, first=since)
-        images = self.images(line, nearest(patch, subject.version)) if patch.editions else None
+        images = self.images(line, planning.nearest(patch, subject.version)) if patch.editions else None
         if not images:
             return replace(cell, says=f"vLLM has it since {since}, says the catalog; there is no edition to compare")
         cell = replace(cell, edition=images.release)
@@ -179,7 +172,7 @@ class Judge:
     def _carried(self, blank: Cell, line: Line, subject: Subject) -> tuple[Cell, State]:
         """Judge the nearest edition on sources that have none, and carry it over by a three-way merge."""
         patch, column = self._catalog.patches[line[-1]], subject.column
-        release = nearest(patch, subject.version)
+        release = planning.nearest(patch, subject.version)
         images = self.images(line, release)
         if not images:
             return replace(blank, says=f"its edition for {release} could not be made ready: see column {release}"), {}

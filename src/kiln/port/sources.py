@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from packaging.version import Version
-
 from kiln import errors
 from kiln import plan as planning
 from kiln.authoring import base
@@ -60,9 +58,7 @@ def origin(patch: records.Patch, to: str, asked: str = "") -> str:
     if not patch.editions:
         hint = f"./inv patch.new {patch.id} --from DIFF --release {to}"
         raise errors.BadInput(f"{patch.id} has no edition that could be ported", hint=hint)
-    ordered = sorted(patch.editions, key=Version)
-    below = [release for release in ordered if Version(release) <= Version(to)]
-    return asked or (below[-1] if below else ordered[0])
+    return asked or planning.nearest(patch, to)
 
 
 def unready(catalog: Catalog, patch: records.Patch, to: str, paths: set[str]) -> str:
