@@ -7,7 +7,7 @@ import functools
 import json
 import re
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kiln import errors
@@ -30,6 +30,8 @@ _FILES_KEPT = 100  # parsed: most files of a release are those of the one before
 _VERSION = 1  # of what is read and how: raise it with every change of meaning, so that no cache is believed
 _CHANGES = {"update", "setdefault", "pop", "clear"}
 
+_PLAIN = vars(Setting())
+
 Kind = Literal["flag", "environment", "tool parser", "reasoning parser"]
 T = TypeVar("T")
 
@@ -46,7 +48,7 @@ class Names:
 
     def to_json(self) -> str:
         """Return the same as text; the same names give the same text."""
-        data = asdict(self) | {"version": _VERSION}
+        data = vars(self) | {"version": _VERSION}
         for group in ("flags", "environment"):
             data[group] = {name: _differing(setting) for name, setting in data[group].items()}
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
@@ -119,6 +121,11 @@ def _tree(data: bytes) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a release's own strings escape is not our business
         return ast.parse(data)
+
+
+def forget() -> None:
+    """Let go of what was parsed; Python's own end would look through all of it."""
+    _tree.cache_clear()
 
 
 def _environment(tree: ast.Module, asked: frozenset[str]) -> Iterator[tuple[str, Setting]]:
@@ -205,9 +212,8 @@ def _constant(node: ast.expr) -> str | None:
     return None
 
 
-def _differing(setting: Mapping[str, Any]) -> dict[str, Any]:
-    plain = asdict(Setting())
-    return {key: value for key, value in setting.items() if value != plain[key]}
+def _differing(setting: Setting) -> dict[str, Any]:
+    return {key: value for key, value in vars(setting).items() if value != _PLAIN[key]}
 
 
 def _setting(given: Mapping[str, Any]) -> Setting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -123,11 +123,18 @@ class Report:
 
     def as_data(self) -> dict[str, Any]:
         """Return plain JSON data; the same facts give the same data."""
-        data = asdict(self)
-        data["titles"] = dict(self.titles)
-        data["cells"] = [asdict(cell) | {"key": cell.key, "verdict": cell.verdict.value} for cell in self.cells]
-        for cell in data["cells"]:
-            cell["files"] = [file | {"verdict": file["verdict"].value} for file in cell["files"]]
-        data["recipes"] = [asdict(fact) | {"key": fact.key} for fact in self.recipes]
-        data["alerts"] = [fact.key for fact in self.alerts]
-        return data
+        return {
+            "columns": [vars(column) for column in self.columns],
+            "titles": dict(self.titles),
+            "cells": [
+                vars(cell)
+                | {"key": cell.key, "verdict": cell.verdict.value, "files": [_file(row) for row in cell.files]}
+                for cell in self.cells
+            ],
+            "recipes": [vars(fact) | {"key": fact.key, "origin": list(fact.origin)} for fact in self.recipes],
+            "alerts": [fact.key for fact in self.alerts],
+        }
+
+
+def _file(row: FileVerdict) -> dict[str, Any]:
+    return vars(row) | {"verdict": row.verdict.value, "candidates": list(row.candidates)}

@@ -57,6 +57,7 @@ def run(catalog: Catalog, ask: Ask, reporter: Reporter) -> Report:
     try:
         return _report(catalog, ask, reporter)
     finally:
+        names.forget()
         gc.enable()
 
 
