@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -223,11 +224,22 @@ def _recipe_problems(catalog: Catalog, recipe: records.Recipe) -> Iterator[str]:
         yield f"opt_in_features: {problem}"
     for problem in _unknown_names("generation", recipe.hardware_overrides, groups):
         yield f"hardware_overrides: {problem}"
+    for problem in _unknown_names("flag", recipe.args_since, _flags(recipe)):
+        yield f"args_since: {problem}"
     for name, variant in recipe.variants.items():
         for problem in _unknown_names("product", variant.supported_hardware, products):
             yield f"variants.{name}: {problem}"
         for problem in _unknown_names("product or generation", variant.hardware_overrides, products | groups):
             yield f"variants.{name}.hardware_overrides: {problem}"
+
+
+def _flags(recipe: records.Recipe) -> set[str]:
+    """Return every flag that some layer sets."""
+    layers = [*recipe.variants.values(), *recipe.hardware_overrides.values()]
+    layers += [layer for variant in recipe.variants.values() for layer in variant.hardware_overrides.values()]
+    features = (feature.args for feature in recipe.features.values())
+    words = itertools.chain(recipe.model.base_args, *features, *(layer.extra_args for layer in layers))
+    return {word.partition("=")[0] for word in words if word.startswith("--")}
 
 
 def _begins(reference: str, prefix: str) -> bool:
