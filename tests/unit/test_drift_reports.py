@@ -252,7 +252,7 @@ def test_twelve_releases_and_a_new_one_fit_into_a_hundred_columns(real: Report) 
     lines = list(matrix.draw(real, colours=False))
     assert max(map(len, lines)) <= 100
     assert [text for text in lines if text.startswith("patch")] == [lines[0]]
-    assert f"{BROKEN:<26} ok   conf conf conf conf conf conf conf conf ok   ok   ok   CONF" in lines
+    assert f"{BROKEN:<26} ok   conf conf conf conf conf conf ok   ok   ok   ok   ok   CONF" in lines
     assert lines[2].strip() == "NEW"
     assert "\x1b" not in "".join(lines)
 
