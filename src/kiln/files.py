@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -26,6 +27,19 @@ def write(path: Path, data: bytes | str) -> Path:
     except BaseException:
         Path(beside).unlink()
         raise
+
+
+def write_summed(path: Path, text: str) -> Path:
+    """Write a cache file whose first line is the sha256 of the rest."""
+    return write(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def read_summed(path: Path) -> str:
+    """Return what `write_summed` wrote; raises OSError, and ValueError where it is not what was written."""
+    sha256, _, text = path.read_bytes().decode().partition("\n")
+    if sha256 != hashlib.sha256(text.encode()).hexdigest():
+        raise ValueError(f"{path}: damaged")
+    return text
 
 
 @contextlib.contextmanager

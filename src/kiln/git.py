@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,11 @@ from kiln import errors, process
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from git import Git
+
 _TIMEOUT_S = 60
+_POLITE_S = 5
+_PROTOCOLS = "https:ssh:file"
 _SETTINGS = (
     "core.autocrlf=false",
     "core.safecrlf=false",
@@ -61,27 +67,32 @@ def diff(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bytes:
         return out.read_bytes()
 
 
-def execute(folder: Path, *words: str, stdin: Path | None = None, seconds: int = _TIMEOUT_S) -> tuple[int, bytes, str]:
-    """Return exit code, stdout and stderr of a git command in a folder; raises Missing where there is no git."""
+def execute(
+    folder: Path, *words: str, stdin: Path | None = None, seconds: int = _TIMEOUT_S, protocols: str = _PROTOCOLS
+) -> tuple[int, bytes, str]:
+    """Return exit code, stdout and stderr of a git command in a folder; raises Missing where there is no git.
+
+    protocols: what git may fetch by, "" for nothing at all.
+    """
     if not shutil.which("git"):  # importing GitPython would fail, too, with an error of its own
         raise errors.Missing("git: no such program on this machine", hint="install git: apt-get install git")
     from git import Git
 
     # GitPython hands the environment on: what points git at another repository or setting has to go
     foreign = [word for name in os.environ if name.startswith("GIT_") for word in ("-u", name)]
-    given = [f"{name}={value}" for name, value in _scrubbed(folder).items()]
+    scrubbed = _scrubbed(folder) | {"GIT_ALLOW_PROTOCOL": protocols}
+    given = [f"{name}={value}" for name, value in scrubbed.items()]
     settings = [word for setting in _SETTINGS for word in ("-c", setting)]
     with contextlib.ExitStack() as stack:
-        code, out, problem = Git(str(folder)).execute(
+        made = Git(str(folder)).execute(
             ["env", *foreign, *given, "git", *settings, *words],
             istream=stack.enter_context(stdin.open("rb")) if stdin else None,
-            kill_after_timeout=seconds,
-            with_extended_output=True,
-            with_exceptions=False,
-            stdout_as_string=False,
-            strip_newline_in_stdout=False,
+            as_process=True,
+            start_new_session=True,  # git starts programs of its own, and all of them have to end with it
         )
-    return int(code), bytes(out), str(problem)
+        code, out, problem = _ended(made, seconds)
+    late = f"no answer within {seconds} s\n" if code == -signal.SIGKILL else ""
+    return code, out, late + problem.decode("utf-8", "replace")
 
 
 def ask(folder: Path, *words: str, stdin: Path | None = None, seconds: int = _TIMEOUT_S) -> bytes:
@@ -98,6 +109,30 @@ def write(tree: Path, files: Mapping[str, bytes]) -> None:
     for path, data in files.items():
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_bytes(data)
+
+
+def _ended(child: Git.AutoInterrupt, seconds: float) -> tuple[int, bytes, bytes]:
+    """Return how a program ended, once it and all that it started are gone: out of time, too, or interrupted."""
+    late = threading.Timer(seconds, _end, (child, signal.SIGKILL))
+    late.daemon = True
+    late.start()
+    try:
+        out, problem = child.communicate()
+        return int(child.returncode), bytes(out), bytes(problem)
+    except BaseException:
+        _end(child, signal.SIGTERM)  # git takes its lock files away
+        late.cancel()
+        late = threading.Timer(_POLITE_S, _end, (child, signal.SIGKILL))
+        late.start()
+        child.communicate()  # until everything that writes there is gone
+        raise
+    finally:
+        late.cancel()
+
+
+def _end(child: Git.AutoInterrupt, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
 
 
 def _ask(tree: Path, *words: str) -> None:
@@ -127,6 +162,6 @@ def _scrubbed(tree: Path) -> dict[str, str]:
         "GIT_CEILING_DIRECTORIES": str(tree.resolve().parent),
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_ALLOW_PROTOCOL": "https:ssh:file",
+        "GIT_ALLOW_PROTOCOL": _PROTOCOLS,
         "LC_ALL": "C",
     }

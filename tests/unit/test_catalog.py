@@ -288,8 +288,10 @@ def test_an_unknown_model_hides_nothing_else(catalog_copy: Path, edit: Edit) -> 
             RECIPE,
             "--attention_config.minimax_m3_msa_decode_backend: 0.27.0",
             "--attention_config.minimax_m3_decode_backend: 0.27.0",
-            f"{RECIPE}: args_since: unknown flag '--attention_config.minimax_m3_decode_backend'; "
-            "did you mean '--attention_config.minimax_m3_msa_decode_backend'?",
+            (
+                f"{RECIPE}: args_since: unknown flag '--attention_config.minimax_m3_decode_backend'; "
+                "did you mean '--attention_config.minimax_m3_msa_decode_backend'?"
+            ),
         ),
         (
             RECIPE,

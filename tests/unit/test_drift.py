@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from conftest import TOY_AFTER, TOY_BEFORE, TOY_EDITION, TOY_PATH, sha256
 from kiln import catalog as catalogs
-from kiln import git, plan
+from kiln import errors, git, plan
 from kiln.drift import fit, judge, retire
 from kiln.drift.judge import Judge, Subject
 from kiln.drift.memory import Memory
 from kiln.drift.records import Cell, Column, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     Edit = Callable[[str, str, str], None]
@@ -33,13 +35,18 @@ def subject(release: str, files: Mapping[str, bytes], *, problem: str = "", know
     return Subject(column=column, version=release, files=files, names=frozenset(files), find=lambda: files)
 
 
-def cell(root: Path, there: Subject, patch: str = "toy", made_for: Mapping[str, bytes] | None = None) -> Cell:
+def cell(
+    root: Path,
+    there: Subject,
+    patch: str = "toy",
+    *,
+    made_for: Mapping[str, bytes] | None = None,
+    others: Sequence[Subject] = (),
+) -> Cell:
     """Return what drift says of a patch on one column; its edition is for 0.31.0."""
     loaded = catalogs.load(root)
     releases = {MADE_FOR: subject(MADE_FOR, made_for or {TOY_PATH: TOY_BEFORE})}
-    releases.setdefault(there.column.name, there)
-    if there.column.name == MADE_FOR:
-        releases[MADE_FOR] = there
+    releases |= {each.column.name: each for each in (*others, there)}
     memory = Memory(folder=root / "memory")
     first, again = (Judge(loaded, releases, memory.attempt).cell(patch, there) for _ in range(2))
     assert first == again, "what is remembered is not what was found"
@@ -152,6 +159,108 @@ def test_what_the_catalog_calls_merged_is_compared(toy_catalog: Path, edit: Edit
     other = cell(toy_catalog, subject(NEXT, {TOY_PATH: OTHER}))
     assert (other.verdict, other.known) == (Verdict.MERGED, True)
     assert "in its own words" in other.says
+
+
+UPSTREAM = TOY_BEFORE.replace(b"WORD = 'before'", b"THE_WORD_IT_IS = 'before'\nAND_ONE_MORE_LINE = True")
+
+
+@pytest.fixture
+def since(toy_catalog: Path, edit: Edit) -> Path:
+    """Return a catalog that says: vLLM has the toy's change since 0.32.0."""
+    edit(YAML, "probe:", "upstream_since: 0.32.0\nprobe:")
+    return toy_catalog
+
+
+@pytest.mark.parametrize(
+    ("files", "verdict", "known"),
+    [
+        ({TOY_PATH: UPSTREAM}, Verdict.MERGED, True),
+        ({TOY_PATH: b"# above\n" + UPSTREAM}, Verdict.MERGED, True),
+        ({TOY_PATH: OTHER}, Verdict.MERGED_DIFFERENT, False),
+        ({TOY_PATH: b"# nothing\n"}, Verdict.MERGED_DIFFERENT, False),
+        ({}, Verdict.CONFLICT, False),
+        ({"vllm/a/toy.py": UPSTREAM}, Verdict.MOVED, False),
+    ],
+)
+def test_merged_is_what_upstream_changed_and_is_still_there(
+    since: Path, files: dict[str, bytes], verdict: Verdict, *, known: bool
+) -> None:
+    first = subject(NEXT, {TOY_PATH: UPSTREAM})
+    found = cell(since, subject("0.33.0", files), others=(first,))
+    assert (found.verdict, found.known) == (verdict, known)
+
+
+def test_merged_is_not_believed_where_there_is_nothing_to_compare_with(since: Path) -> None:
+    there = subject("0.33.0", {TOY_PATH: UPSTREAM})
+    unread = subject(NEXT, {}, problem="no answer")
+    assert (cell(since, there, others=(unread,)).verdict, cell(since, there, others=(unread,)).known) == (
+        Verdict.UNKNOWN,
+        False,
+    )
+    own = subject(MADE_FOR, {}, problem="no answer")
+    back = cell(since, subject("0.33.0", {TOY_PATH: TOY_BEFORE}), others=(own,))
+    assert (back.verdict, back.known) == (Verdict.UNKNOWN, False)
+
+
+def test_a_release_that_is_said_to_have_what_it_has_an_edition_for(toy_catalog: Path, edit: Edit) -> None:
+    edit(YAML, "probe:", "upstream_since: 0.31.0\nprobe:")
+    found = cell(toy_catalog, subject(MADE_FOR, {TOY_PATH: TOY_BEFORE}))
+    assert (found.verdict, found.known) == (Verdict.WITHDRAWN, False)
+
+
+def test_an_edition_that_a_series_uses_is_judged_whatever_upstream_took_back(everywhere: Path, edit: Edit) -> None:
+    edit(YAML, "probe:", "upstream_since: 0.29.0\nwithdrawn_in: 0.30.0\nprobe:")
+    assert cell(everywhere, subject(MADE_FOR, {TOY_PATH: TOY_BEFORE})).verdict is Verdict.CLEAN
+    broken = cell(everywhere, subject(MADE_FOR, {TOY_PATH: OTHER}))
+    assert (broken.verdict, broken.known) == (Verdict.CONFLICT, False)
+
+
+@pytest.mark.parametrize("data", [TOY_EDITION.replace(b"five", b"fife"), TOY_EDITION + TOY_EDITION, b"garbage\n"])
+def test_an_edition_that_is_not_the_recorded_one(toy_catalog: Path, data: bytes) -> None:
+    (toy_catalog / "patches/toy/0.31.0.patch").write_bytes(data)
+    found = cell(toy_catalog, subject(MADE_FOR, {TOY_PATH: TOY_BEFORE}))
+    assert (found.verdict, found.known) == (Verdict.CONFLICT, False)
+    assert "not the one that patch.yaml records" in found.says
+
+
+@pytest.mark.parametrize(("old", "new"), [(TOY_BEFORE, OTHER), (TOY_AFTER, OTHER)])
+def test_both_recorded_hashes_count(toy_catalog: Path, edit: Edit, old: bytes, new: bytes) -> None:
+    edit(YAML, sha256(old), sha256(new))
+    assert cell(toy_catalog, subject(MADE_FOR, {TOY_PATH: TOY_BEFORE})).verdict is Verdict.CONFLICT
+
+
+def test_what_fails_while_one_cell_is_judged_is_unknown_there(everywhere: Path) -> None:
+    def fails() -> Mapping[str, bytes]:
+        raise errors.Missing("the index is gone", hint="look at it")
+
+    broken = replace(subject(NEXT, {TOY_PATH: OTHER}), find=fails)
+    found = cell(everywhere, broken)
+    if found.verdict is not Verdict.UNKNOWN:  # nothing of this file needed all others
+        found = cell(everywhere, replace(subject(NEXT, {}), find=fails))
+    assert (found.verdict, found.known, found.next) == (Verdict.UNKNOWN, False, "look at it")
+    assert "the index is gone" in found.says
+
+
+def test_a_ref_that_is_newer_than_all_knows_what_is_unported_on_the_newest(everywhere: Path, edit: Edit) -> None:
+    main = replace(
+        subject("9999", {TOY_PATH: OTHER}), column=Column(name="git:main", kind="ref", identity="1", in_catalog=False)
+    )
+    assert not cell(everywhere, main).known
+    edit(YAML, "probe:", "unported: [0.33.0]\nprobe:")
+    assert cell(everywhere, main).known
+
+
+def test_the_worst_of_all_series_counts(toy_catalog: Path) -> None:
+    """On gfx942 another patch comes first and takes the line away; elsewhere the toy stands alone and fits."""
+    folder = toy_catalog / "patches/zzz"
+    shutil.copytree(toy_catalog / "patches/toy", folder)
+    yaml = (folder / "patch.yaml").read_text(encoding="utf-8").replace("id: toy", "id: zzz")
+    yaml = yaml.replace("applies: {", "applies: {arches: [gfx942], ")
+    (folder / "patch.yaml").write_text(yaml, encoding="utf-8")
+    (toy_catalog / "patches/series.yaml").write_text("order: [zzz, toy]\n", encoding="utf-8")
+    there = subject(MADE_FOR, {TOY_PATH: TOY_BEFORE})
+    assert cell(toy_catalog, there, "zzz").verdict is Verdict.CLEAN
+    assert cell(toy_catalog, there, "toy").verdict is Verdict.CONFLICT
 
 
 @pytest.mark.parametrize("back", [TOY_BEFORE, SHIFTED])

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -209,6 +210,11 @@ def test_only_what_is_asked_for_is_told(toy: Catalog) -> None:
         (run.Ask(ref="--upload-pack=x", git="."), "not a branch, tag or commit"),
         (run.Ask(ref="a..b", git="."), "not a branch, tag or commit"),
         (run.Ask(git="."), "--git goes with --ref"),
+        (run.Ask(ref="main", image="x"), "give one of them"),
+        (run.Ask(ref="main", since="0.31.0"), "give one of them"),
+        (run.Ask(version="0.31.0"), "--as goes with --ref or --image"),
+        (run.Ask(ref="main", version="new"), "--as new: no release"),
+        (run.Ask(bisect="toy", patch="toy", version="1"), "leave --patch, --as out"),
     ],
 )
 def test_what_cannot_be_asked(toy: Catalog, ask: run.Ask, says: str) -> None:
@@ -254,6 +260,65 @@ def test_no_listing_hides_a_release() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        '<a href="http://[::1/vllm-0.35.0-cp38-abi3-manylinux_2_28_x86_64.whl">x</a>',
+        f'<a href="/files/vllm-{"9" * 5000}.0.tar.gz#sha256=00">x</a>',
+        '<a href="/files/vllm-0.20.0-cp38-abi3-manylinux_2_28_x86_64.whl#sha256=../../../evil">x</a>',
+    ],
+)
+def test_a_link_to_nothing_harms_no_release(toy: Catalog, served: Index, link: str) -> None:
+    served.odd.append(link)
+    assert list(verdicts(toy)) == ["0.31.0", "0.32.0"]
+
+
+def test_a_new_release_whose_hash_is_none_is_unknown(toy: Catalog, served: Index) -> None:
+    name = "vllm-0.35.0-cp38-abi3-manylinux_2_28_x86_64.whl"
+    served.odd.append(f'<a href="/files/{name}#sha256=../../../evil">x</a>')
+    assert verdicts(toy)["0.35.0"] == (Verdict.UNKNOWN, False)
+
+
+def test_a_page_without_a_file_is_no_answer(toy: Catalog, served: Index) -> None:
+    served.wheels.clear()
+    assert set(verdicts(toy).values()) == {(Verdict.UNKNOWN, False)}
+
+
+def test_an_index_that_goes_away_in_between_leaves_the_other_cells(toy: Catalog, served: Index) -> None:
+    """All files of the new release must be read, to see where this one went; by then its wheel is gone."""
+    served.add("0.34.0", {"vllm/other.py": b"# big\n" * 200_000, "vllm/rest.py": os.urandom(900_000)})
+    assert [each.column.problem for each in columns.releases(toy, nothing, QUIET).subjects] == ["", "", ""]
+    gone(served, "0.34.0")
+    found = verdicts(toy)
+    assert found["0.34.0"] == (Verdict.UNKNOWN, False)
+    assert found["0.31.0"] == (Verdict.CLEAN, True)
+
+
+def gone(served: Index, release: str) -> None:
+    """Leave a wheel listed that is not there any more."""
+    name = next(name for name in served.wheels if release in name)
+    served.odd.append(f'<a href="/files/{name}#sha256={sha256(served.wheels.pop(name))}">x</a>')
+
+
+def test_one_wheel_that_is_gone_takes_no_other_with_it(toy: Catalog, served: Index) -> None:
+    served.add("0.34.0", {TOY_PATH: TOY_BEFORE})
+    columns.releases(toy, nothing, QUIET)  # the directories are kept; the file would be read from the first wheel
+    for folder in (toy.state / "wheels").glob("*/files"):
+        shutil.rmtree(folder)
+    gone(served, "0.31.0")
+    subjects = {each.column.name: each for each in columns.releases(toy, nothing, QUIET).subjects}
+    assert subjects["0.31.0"].column.problem
+    assert subjects["0.34.0"].files == {TOY_PATH: TOY_BEFORE}
+
+
+def test_damaged_caches_are_read_again(toy: Catalog) -> None:
+    first = run.run(toy, run.Ask(), QUIET)
+    for file in [*(toy.state / "drift").iterdir(), *(toy.state / "wheels").glob("*/directory.json")]:
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace("toy", "tox").replace("true", "false").replace("clean", "clear"), encoding="utf-8")
+    assert run.run(toy, run.Ask(), QUIET) == first
+
+
 # git
 
 
@@ -286,7 +351,7 @@ def test_a_ref_of_git_is_a_column(toy: Catalog, upstream: git.Repo, *, remote: b
     folder = str(upstream.working_dir)
     where = f"file://{folder}" if remote else folder
     report = run.run(toy, run.Ask(patch="toy", ref="main", git=where), QUIET)
-    assert [(cell.column, cell.verdict, cell.port) for cell in report.cells] == [("main", Verdict.OFFSET, "clean")]
+    assert [(cell.column, cell.verdict, cell.port) for cell in report.cells] == [("git:main", Verdict.OFFSET, "clean")]
     assert report.columns[0].identity == upstream.head.commit.hexsha
     older = run.run(toy, run.Ask(patch="toy", ref="v0.31.0", git=where), QUIET)
     assert [cell.verdict for cell in older.cells] == [Verdict.CLEAN]
@@ -327,6 +392,45 @@ def test_bisect_names_release_and_commit(toy: Catalog, upstream: git.Repo, *, re
     commit = found[0].commit
     assert commit is not None
     assert (commit.subject, commit.id) == ("a line above", upstream.commit("v0.32.0~1").hexsha)
+
+
+@pytest.mark.parametrize("said", ["v0.31.0", "releases/v0.31.0", "v0.31.0rc2"])
+def test_a_ref_that_is_named_like_a_release_counts_as_it(toy: Catalog, upstream: git.Repo, said: str) -> None:
+    if said != "v0.31.0":
+        upstream.git.branch(said, "v0.31.0^{commit}")
+    subject = columns.ref(toy, str(upstream.working_dir), said, nothing, version="")
+    assert (subject.version, subject.column.name) == ("0.31.0", f"git:{said}")
+    assert columns.ref(toy, str(upstream.working_dir), said, nothing, version="0.30.0").version == "0.30.0"
+
+
+def test_a_repository_of_somebody_else_runs_nothing(toy: Catalog, upstream: git.Repo, tmp_path: Path) -> None:
+    """A clone without contents would fetch them, with whatever program its own settings name."""
+    clone, ran = tmp_path / "clone", tmp_path / "ran"
+    git.Repo.clone_from(f"file://{upstream.working_dir}", clone, no_checkout=True, multi_options=["--filter=blob:none"])
+    for name, value in {
+        "remote.origin.uploadpack": f"touch {ran}; git-upload-pack",
+        "core.fsmonitor": f"touch {ran}",
+        "core.sshCommand": f"touch {ran}",
+    }.items():
+        git.Repo(clone).git.config(name, value)
+    with pytest.raises(errors.KilnError):
+        run.run(toy, run.Ask(patch="toy", ref="main", git=str(clone)), QUIET)
+    assert not ran.exists()
+
+
+def test_a_ref_that_was_read_takes_no_history_away(toy: Catalog, upstream: git.Repo) -> None:
+    where = f"file://{upstream.working_dir}"
+    for ref in ("v0.32.0", "v0.31.0", "main"):
+        git_ref.at(where, ref, state=toy.state)
+    found = git_ref.between(where, "v0.31.0", "v0.32.0", [TOY_PATH], state=toy.state)
+    assert [subject for _, _, subject in found] == ["a line above", "and one below"]
+
+
+def test_bisect_says_why_no_commit_is_named(toy: Catalog, upstream: git.Repo) -> None:
+    upstream.git.tag("--force", "v0.32.0", "v0.31.0")
+    (found,) = bisect.run(toy, "toy", repository=str(upstream.working_dir), reporter=QUIET)
+    assert found.commit is None
+    assert "none of the 0 commits between v0.31.0 and v0.32.0 breaks it" in found.why
 
 
 def test_bisect_of_what_fits_everywhere(toy: Catalog, served: Index) -> None:

@@ -78,7 +78,7 @@ def test_what_cannot_be_seen_is_named() -> None:
 def test_a_column_that_could_not_be_read_is_one_item_and_never_no_drift() -> None:
     made = unread()
     assert [item.key for item in attention.items(made)] == ["@0.31.0"]
-    assert attention.items(made)[0].next == "./inv drift --release 0.31.0"
+    assert attention.items(made)[0].next == "./inv drift"
     assert attention.headline(made) == "1 source could not be read"
     alone = replace(made, cells=made.cells[:1])
     assert not alone.alerts
@@ -100,9 +100,12 @@ def test_facts_of_one_key_are_one_item_that_says_both() -> None:
     assert [text for text in item.says.splitlines() if text.startswith("no")] == ["no tool parser", "no other"]
 
 
-def test_a_name_of_the_data_is_no_part_of_the_command_line() -> None:
-    made = report(cell("a", "x; rm -rf ~", Verdict.UNKNOWN, known=False))
-    assert attention.items(made)[0].next == "./inv drift --release 'x; rm -rf ~'"
+def test_a_column_that_could_not_be_read_is_no_new_release_and_says_what_helps() -> None:
+    made = unread()
+    column = replace(made.columns[0], name="newest", in_catalog=False, problem="no answer", next="look there")
+    made = replace(made, columns=(column,), cells=())
+    assert attention.new_releases(made) == ()
+    assert [item.next for item in attention.items(made)] == ["look there"]
 
 
 def test_facts_on_consecutive_columns_are_one_run() -> None:

@@ -44,6 +44,14 @@ def with_upstream_since(text: str, release: str) -> str:
     return _proven(_inserted(text, at, f"upstream_since: {release}"), wanted)
 
 
+def with_status(text: str, status: str) -> str:
+    """Return the patch.yaml with `upstream.status`; raises BadInput."""
+    before = _read(records.Patch, text)
+    upstream = before.upstream.model_copy(update={"status": status})
+    _, node = _entries(_entries(_root(text))["upstream"][1])["status"]
+    return _proven(_replaced(text, node, status), before.model_copy(update={"upstream": upstream}))
+
+
 def with_releases(text: str, specifier: str) -> str:
     """Return the patch.yaml with `applies.releases`; raises BadInput."""
     before = _read(records.Patch, text)

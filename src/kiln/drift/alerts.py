@@ -131,7 +131,7 @@ def _over(key: str, report: Report, whole: bool) -> bool:  # noqa: FBT001
     if any(key.endswith(f"@{column}") for column in attention.unread(report)):
         return False
     looked_at = {cell.key for cell in report.cells} | {f"@{column.name}" for column in report.columns}
-    return whole or key in looked_at
+    return key in looked_at or (whole and any(key.endswith(f"@{column.name}") for column in report.columns))
 
 
 def _by_key(issues: Iterable[Issue]) -> dict[str, list[Issue]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -50,7 +49,9 @@ def unread(report: Report) -> frozenset[str]:
 
 def new_releases(report: Report) -> tuple[Column, ...]:
     """Return the releases that images/releases.yaml does not have."""
-    return tuple(column for column in report.columns if column.kind == "release" and not column.in_catalog)
+    return tuple(
+        column for column in report.columns if column.kind == "release" and not (column.in_catalog or column.problem)
+    )
 
 
 def headline(report: Report) -> str:
@@ -66,12 +67,6 @@ def headline(report: Report) -> str:
 def counts(report: Report) -> Counter[Verdict]:
     """Return how many cells have each verdict."""
     return Counter(cell.verdict for cell in report.cells)
-
-
-def again(column: Column) -> str:
-    """Return the command that looks at a column again."""
-    flag = {"release": "--release", "ref": "--ref", "image": "--image"}[column.kind]
-    return f"./inv drift {flag} {shlex.quote(column.name)}"
 
 
 def runs(report: Report) -> Iterator[tuple[RecipeFact, list[str]]]:
@@ -118,7 +113,7 @@ def _unread(report: Report, name: str, column: Column | None) -> Item:
         subject=name,
         word="could not be looked at",
         says="\n".join(dict.fromkeys(reasons)),
-        next=again(column) if column else "./inv drift",
+        next=next((each.next for each in (column, *cells) if each and each.next), "./inv drift"),
         forced=any(cell.forced for cell in cells),
     )
 
@@ -145,5 +140,5 @@ def _of_recipe(fact: RecipeFact) -> Item:
         subject=f"{fact.model} {fact.name} on {fact.column}",
         word=f"{fact.kind} {fact.problem}",
         says=f"{fact.says}{near}{origin}",
-        next=f"./inv drift --release {shlex.quote(fact.column)}",
+        next=f"edit recipes/{fact.model}.yaml, at {' and '.join(fact.origin)}" if fact.origin else "./inv drift",
     )

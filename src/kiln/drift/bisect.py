@@ -30,7 +30,8 @@ class Commit:
 class Break:
     """How far an edition reaches: made for `edition`, fits up to `fits`, not on `broken` ("" while it fits the newest).
 
-    files: what does not fit there. commit: the first one after `fits` with which it does not; None without --git.
+    files: what does not fit there. commit: the first one after `fits` with which it does not; None without --git, or
+    where `why` says that the repository does not show it.
     """
 
     patch: str
@@ -40,6 +41,7 @@ class Break:
     verdict: Verdict
     files: tuple[FileVerdict, ...]
     commit: Commit | None = None
+    why: str = ""
 
 
 def run(catalog: Catalog, patch_id: str, *, repository: str, reporter: Reporter) -> tuple[Break, ...]:
@@ -61,9 +63,7 @@ def run(catalog: Catalog, patch_id: str, *, repository: str, reporter: Reporter)
         return found
     with reporter.step(f"commits of {repository}") as detail:
         return tuple(
-            replace(each, commit=_first(judge, each, _commits(catalog, each, repository), detail))
-            if each.broken
-            else each
+            _explained(judge, each, _commits(catalog, each, repository), detail) if each.broken else each
             for each in found
         )
 
@@ -107,12 +107,17 @@ def _commits(catalog: Catalog, broken: Break, repository: str) -> Iterator[tuple
         yield there, Commit(id=files.commit, date=date, subject=subject)
 
 
-def _first(
+def _explained(
     judge: Judge, broken: Break, commits: Iterator[tuple[Subject, Commit]], detail: Callable[[str], None]
-) -> Commit | None:
+) -> Break:
+    """Return the break with the first commit on which the edition does not fit, or with why none is named."""
+    count = 0
     for there, commit in commits:
         detail(f"{commit.date} {commit.subject}")
+        count += 1
         rows = judge.edition_on(broken.patch, broken.edition, there)
         if fit.worst(row.verdict for row in rows) is not Verdict.CLEAN:
-            return commit
-    return None
+            return replace(broken, commit=commit)
+    between = f"v{broken.fits} and v{broken.broken}"
+    why = f"none of the {count} commits between {between} breaks it: the tags do not hold what the releases do"
+    return replace(broken, why=why)

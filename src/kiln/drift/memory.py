@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kiln import files, port
+from kiln import files
 
 if TYPE_CHECKING:
     from kiln.drift.fit import State
     from kiln.drift.judge import Images, Subject
+
+
+_MERGES = ("port", "git.py", "drift/memory.py", "patching/outcomes.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +43,13 @@ class Memory:
         """
         inputs = [images.pre, images.post, theirs]
         sums = [[(path, data and hashlib.sha256(data).hexdigest()) for path, data in sorted(s.items())] for s in inputs]
-        about = [_code(), sums, [images.release, subject.column.identity] if thorough else []]
+        about = [code(_MERGES), sums, [images.identity, subject.column.identity] if thorough else []]
         kept = self.folder / f"merge-{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.json"
         try:
-            return _read(kept.read_bytes())
-        except (OSError, ValueError, KeyError, TypeError):
+            return _read(files.read_summed(kept))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             merge = _done(images, theirs, subject, thorough=thorough)
-            files.write(kept, _text(merge))
+            files.write_summed(kept, _text(merge))
             return merge
 
 
@@ -64,11 +67,13 @@ def _done(images: Images, theirs: State, subject: Subject, *, thorough: bool) ->
 
 
 @functools.cache
-def _code() -> str:
-    """Return one hash of the code that merges: what older code did is not believed."""
+def code(names: tuple[str, ...]) -> str:
+    """Return one hash of parts of this package, files or folders: what older code did is not believed."""
+    home = Path(__file__).parents[1]
     total = hashlib.sha256()
-    for path in sorted(Path(str(port.__file__)).parent.glob("*.py")):
-        total.update(path.read_bytes())
+    for name in names:
+        for path in sorted((home / name).glob("*.py")) or [home / name]:
+            total.update(path.read_bytes())
     return total.hexdigest()
 
 
@@ -82,8 +87,8 @@ def _encoded(state: State) -> dict[str, str | None]:
     return {path: None if data is None else base64.b64encode(data).decode() for path, data in state.items()}
 
 
-def _read(data: bytes) -> Merge:
-    given = json.loads(data)
+def _read(text: str) -> Merge:
+    given = json.loads(text)
     before, after = (
         {path: None if text is None else base64.b64decode(text, validate=True) for path, text in given[side].items()}
         for side in ("before", "after")

@@ -14,7 +14,7 @@ from kiln.drift.records import RecipeFact
 from kiln.recipe import serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from kiln.catalog import Catalog, records
     from kiln.drift.names import Kind, Names
@@ -30,7 +30,7 @@ _NEAR = 0.7  # how much alike two names must be that one may be the other's new 
 _LIKE = 0.8  # or its right spelling
 
 FactKind = Literal["flag", "environment", "parser"]
-Problem = Literal["unknown", "removed", "renamed", "default", "unreadable"]
+Problem = Literal["unknown", "removed", "renamed", "late", "default", "unreadable"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,20 +80,26 @@ class _Subject:
         return self.parser or ("environment" if self.kind == "environment" else "flag")
 
 
-def check(catalog: Catalog, columns: Sequence[tuple[str, Names | str]]) -> tuple[RecipeFact, ...]:
+def check(
+    catalog: Catalog, columns: Sequence[tuple[str, Names | str]], versions: Mapping[str, str] | None = None
+) -> tuple[RecipeFact, ...]:
     """Return the facts of all recipes on each column, columns in order of release; text: why one cannot be read.
 
     A column below a recipe's `min_vllm_version` gives no fact, but tells what was there before. Raises BadInput for
-    words of a recipe that are no flags.
+    words of a recipe that are no flags. versions: what a column that is not named like a release counts as.
     """
+    counted = versions or {}
     recipes = [(recipe, tuple(_subjects(recipe))) for recipe in catalog.recipes.values()]
     found: list[RecipeFact] = []
     for at, (column, names) in enumerate(columns):
         for recipe, subjects in recipes:
-            if not _below(column, recipe.model.min_vllm_version):
+            version = counted.get(column, column)
+            if not _below(version, recipe.model.min_vllm_version):
                 facts = _Facts(model=recipe.model.model_id, columns=columns, at=at)
-                given = [one for one in subjects if not _below(column, recipe.args_since.get(one.flag, "0"))]
+                late = [one for one in subjects if _below(version, recipe.args_since.get(one.flag, "0"))]
+                given = [one for one in subjects if one not in late]
                 found += [facts.unread(names)] if isinstance(names, str) else facts.of(given, names)
+                found += [] if isinstance(names, str) else facts.late(late, names)
     return tuple(found)
 
 
@@ -129,7 +135,7 @@ class _Facts:
         )
 
     def of(self, subjects: Sequence[_Subject], names: Names) -> Iterator[RecipeFact]:
-        for kind, why in names.unread.items():
+        for kind, why in sorted(names.unread.items()):
             held = [subject for subject in subjects if subject.source == kind]
             if held:
                 origin = tuple(dict.fromkeys(chain.from_iterable(subject.origin for subject in held)))
@@ -138,6 +144,13 @@ class _Facts:
         for subject in subjects:
             if subject.source not in names.unread and (fact := self._judge(subject, names)):
                 yield fact
+
+    def late(self, subjects: Sequence[_Subject], names: Names) -> Iterator[RecipeFact]:
+        """Yield the flags that `args_since` keeps from a release which takes them."""
+        for subject in subjects:
+            taken = _taken(subject, names)
+            if subject.value is None and isinstance(taken, frozenset) and subject.key in taken:
+                yield self._fact(subject, "late", f"{self.column} takes {subject.shown}, and args_since leaves it out")
 
     def _judge(self, subject: _Subject, names: Names) -> RecipeFact | None:
         taken = _taken(subject, names)

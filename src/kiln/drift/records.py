@@ -73,7 +73,7 @@ class Cell:
 class Column:
     """Sources that patches are judged on; `identity` is a wheel's sha256, a commit or an image digest.
 
-    in_catalog: images/releases.yaml has this release. problem: why it could not be read, else "".
+    in_catalog: images/releases.yaml has this release. problem: why it could not be read, else "". next: what helps.
     """
 
     name: str
@@ -81,21 +81,22 @@ class Column:
     identity: str
     in_catalog: bool
     problem: str = ""
+    next: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeFact:
     """One flag, environment variable or parser of a recipe that a release does not take as the recipe means it.
 
-    origin: the recipe layers that set it. near: the nearest name that the release has. known: nothing to alert about,
-    such as a value that became the default.
+    late: `args_since` keeps it from a release that takes it. origin: the recipe layers that set it. near: the nearest
+    name that the release has. known: nothing to alert about, such as a value that became the default.
     """
 
     model: str
     column: str
     kind: Literal["flag", "environment", "parser"]
     name: str
-    problem: Literal["unknown", "removed", "renamed", "default", "unreadable"]
+    problem: Literal["unknown", "removed", "renamed", "late", "default", "unreadable"]
     says: str
     origin: tuple[str, ...]
     near: str = ""

@@ -15,25 +15,27 @@ from packaging.version import InvalidVersion, Version
 from kiln import errors, files
 from kiln.drift import columns, names, recipes, retire
 from kiln.drift.judge import Judge, Subject
-from kiln.drift.memory import Memory
+from kiln.drift.memory import Memory, code
 from kiln.drift.records import Cell, Report, Verdict
 from kiln.upstream.git_ref import UPSTREAM
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from kiln.catalog import Catalog
     from kiln.drift.records import RecipeFact
     from kiln.report import Reporter
 
+_NAMES = ("drift/names.py", "drift/arguments.py", "drift/fields.py")
 _FORCED = re.compile(r"(?P<key>[^@\s]+@[^=\s]+)=(?P<verdict>[A-Z_]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What to look at: "" and () mean all. `ref` and `image` are columns of their own, in place of the releases.
+    """What to look at: "" means all. `ref` and `image` are columns of their own, in place of the releases.
 
-    force: PATCH@COLUMN=VERDICT, a verdict set by hand to see that the alerts work.
+    version: the release that a ref or image is judged as. force: PATCH@COLUMN=VERDICT, a verdict set by hand to see
+    that the alerts work.
     """
 
     patch: str = ""
@@ -42,7 +44,9 @@ class Ask:
     ref: str = ""
     git: str = ""
     image: str = ""
+    version: str = ""
     force: str = ""
+    bisect: str = ""
 
     @property
     def whole(self) -> bool:
@@ -52,7 +56,7 @@ class Ask:
 
 def run(catalog: Catalog, ask: Ask, reporter: Reporter) -> Report:
     """Return the verdicts; raises BadInput for an unknown patch, release or verdict."""
-    _check(catalog, ask)
+    check(catalog, ask)
     gc.disable()  # syntax trees are many objects in no circle: looking through them takes half of the time
     try:
         return _report(catalog, ask, reporter)
@@ -63,7 +67,6 @@ def run(catalog: Catalog, ask: Ask, reporter: Reporter) -> Report:
 
 def _report(catalog: Catalog, ask: Ask, reporter: Reporter) -> Report:
     known = columns.releases(catalog, names.paths, reporter)
-    reporter.note(f"read {known.fetched_bytes / 1e6:.1f} MB of {len(known.subjects)} wheels, by range")
     memory = Memory(folder=catalog.state / "drift")
     judge = Judge(catalog, {subject.column.name: subject for subject in known.subjects}, memory.attempt)
     with _chosen(catalog, ask, known.subjects) as subjects:
@@ -71,49 +74,72 @@ def _report(catalog: Catalog, ask: Ask, reporter: Reporter) -> Report:
         with reporter.step(f"{len(ids)} patches on {len(subjects)} columns") as detail:
             cells = []
             for patch_id in ids:
-                detail(patch_id)
-                cells += [judge.cell(patch_id, subject) for subject in subjects]
+                for subject in subjects:
+                    detail(f"{patch_id} on {subject.column.name}")
+                    cells.append(judge.cell(patch_id, subject))
+            cells = list(_retired(catalog, judge, cells, known.subjects))
         facts = () if ask.patch else _recipes(catalog, known.subjects, subjects, reporter)
-    released = {subject.column.name for subject in subjects if subject.column.kind == "release"}
+    reporter.note(f"read {known.fetched_bytes / 1e6:.1f} MB of {len(known.sources)} wheels, by range")
     return Report(
         columns=tuple(subject.column for subject in subjects),
         titles=tuple((patch_id, catalog.patches[patch_id].title) for patch_id in ids),
-        cells=tuple(_forced(list(_retired(catalog, cells, released)), ask.force)),
+        cells=tuple(_forced(cells, ask.force)),
         recipes=facts,
     )
 
 
-def _check(catalog: Catalog, ask: Ask) -> None:
-    problems = []
+def check(catalog: Catalog, ask: Ask, *, written: bool = False, issues: bool = False, dry_run: bool = False) -> None:
+    """Raise BadInput, all problems at once, for what cannot be asked; nothing that is asked for is left out silently.
+
+    written: files or issues are wanted, too.
+    """
+    problems = [*_contradictions(ask)]
     if ask.patch and ask.patch not in catalog.patches:
         problems.append(errors.unknown("patch", ask.patch, catalog.patches))
-    for flag in ("release", "since"):
+    for flag, value in (("release", ask.release), ("since", ask.since), ("as", ask.version)):
         try:
-            Version(getattr(ask, flag) or "0")
+            Version(value or "0")
         except InvalidVersion:
-            problems.append(f"--{flag} {getattr(ask, flag)}: no release; write it like 0.31.0")
+            problems.append(f"--{flag} {value}: no release; write it like 0.31.0")
     if ask.force and not ((match := _FORCED.fullmatch(ask.force)) and match["verdict"] in Verdict.__members__):
         words = ", ".join(Verdict.__members__)
         problems.append(f"--force {ask.force}: write it as PATCH@RELEASE=VERDICT; the verdicts are {words}")
-    if ask.git and not ask.ref:
-        problems.append("--git goes with --ref, or with --bisect")
+    if dry_run and not issues:
+        problems.append("--dry-run goes with --issues; without it nothing is done anyway")
+    if ask.bisect and written:
+        problems.append("--bisect writes neither files nor issues: leave --out, --issues and --dry-run out")
     if problems:
-        raise errors.BadInput("\n".join(problems))
+        raise errors.BadInput("\n".join(problems), hint="./inv drift --help")
+
+
+def _contradictions(ask: Ask) -> Iterator[str]:
+    """Yield what does not go together."""
+    others = [f"--{name}" for name, value in vars(ask).items() if value and name not in {"bisect", "git"}]
+    if ask.bisect and others:
+        yield f"--bisect looks at every release: leave {', '.join(others)} out".replace("--version", "--as")
+    if ask.git and not (ask.ref or ask.bisect):
+        yield "--git goes with --ref, or with --bisect"
+    if ask.version and not (ask.ref or ask.image):
+        yield "--as goes with --ref or --image"
+    if sum(map(bool, (ask.ref, ask.image, ask.release or ask.since))) > 1:
+        yield "--ref, --image, and --release or --since are different things to look at: give one of them"
 
 
 @contextlib.contextmanager
 def _chosen(catalog: Catalog, ask: Ask, known: Sequence[Subject]) -> Iterator[tuple[Subject, ...]]:
     """Yield the columns that are asked for; raises BadInput where no release is left."""
     if ask.image:
-        with columns.image(catalog, ask.image, names.paths) as subject:
+        with columns.image(catalog, ask.image, known, names.paths, version=ask.version) as subject:
             yield (subject,)
         return
     if ask.ref:
-        yield (columns.ref(catalog, ask.git or UPSTREAM, ask.ref, names.paths),)
+        yield (columns.ref(catalog, ask.git or UPSTREAM, ask.ref, names.paths, version=ask.version),)
         return
-    since = Version(ask.since or "0")
+    since, release = Version(ask.since or "0"), ask.release and Version(ask.release)
     subjects = tuple(
-        subject for subject in known if ask.release in {"", subject.column.name} and Version(subject.version) >= since
+        subject
+        for subject in known
+        if Version(subject.version) >= since and (not release or Version(subject.version) == release)
     )
     if not subjects:
         listed = ", ".join(subject.column.name for subject in known)
@@ -128,7 +154,7 @@ def _recipes(
     extra = [subject for subject in chosen if subject not in known]
     with reporter.step("flags, environment and parsers of the recipes"):
         rows = [(subject.column.name, _names(catalog, subject)) for subject in (*known, *extra)]
-        facts = recipes.check(catalog, rows)
+        facts = recipes.check(catalog, rows, {subject.column.name: subject.version for subject in extra})
     wanted = {subject.column.name for subject in chosen}
     return tuple(fact for fact in facts if fact.column in wanted)
 
@@ -139,26 +165,36 @@ def _names(catalog: Catalog, subject: Subject) -> names.Names | str:
         return subject.column.problem
     wanted = {path: data for path, data in subject.files.items() if path in set(names.paths(subject.files))}
     sums = [(path, hashlib.sha256(data).hexdigest()) for path, data in sorted(wanted.items())]
-    kept = catalog.state / "drift" / f"names-{hashlib.sha256(json.dumps(sums).encode()).hexdigest()}.json"
-    with contextlib.suppress(OSError, errors.BadInput):
-        return names.Names.from_json(kept.read_text(encoding="utf-8"))
+    about = json.dumps([code(_NAMES), sums])
+    kept = catalog.state / "drift" / f"names-{hashlib.sha256(about.encode()).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError, errors.BadInput):
+        return names.Names.from_json(files.read_summed(kept))
     found = names.read(wanted)
-    files.write(kept, found.to_json())
+    files.write_summed(kept, found.to_json())
     return found
 
 
-def _retired(catalog: Catalog, cells: Sequence[Cell], released: Collection[str]) -> Iterator[Cell]:
+def _retired(catalog: Catalog, judge: Judge, cells: Sequence[Cell], known: Sequence[Subject]) -> Iterator[Cell]:
     """Yield the cells; those of a change that releases have got propose that the patch ends with the first of them."""
-    merged = [cell for cell in cells if cell.verdict is Verdict.MERGED and not cell.known and cell.column in released]
-    first = {cell.patch: cell.column for cell in reversed(merged)}
+    released = {subject.column.name for subject in known}
     for cell in cells:
-        if cell in merged:
-            release = first[cell.patch]
-            diff = retire.proposal(catalog, cell.patch, release).decode()
-            next_ = f"git apply the diff below, then: ./inv patch.prove {cell.patch} --release {release}"
-            yield replace(cell, first=release, diff=diff, next=next_)
+        if cell.verdict is Verdict.MERGED and not cell.known and cell.column in released:
+            found = (judge.cell(cell.patch, subject) for subject in known)
+            first = next(each.column for each in found if each.verdict is Verdict.MERGED and not each.known)
+            yield _proposed(catalog, cell, first)
         else:
             yield cell
+
+
+def _proposed(catalog: Catalog, cell: Cell, release: str) -> Cell:
+    """Return the cell with a diff of patch.yaml and what to do with it."""
+    new = f"add {release} to images/releases.yaml, " if release not in catalog.releases.releases else ""
+    next_ = f"{new}git apply the diff below, then: ./inv lint; ./inv patch.prove {cell.patch} --release {release}"
+    try:
+        diff = retire.proposal(catalog, cell.patch, release).decode()
+    except errors.KilnError as error:
+        return replace(cell, first=release, next=error.hint or error.message)
+    return replace(cell, first=release, diff=diff, next=next_)
 
 
 def _forced(cells: Sequence[Cell], force: str) -> Iterator[Cell]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
 
 _MAX_FILE_BYTES = 10_000_000
+_NO_FILE = 0x8F28_0000  # the bits of a type in Go's FileMode: folder, link, device, pipe, socket
 
 
 def read_file(container: Container, path: str) -> bytes:
@@ -32,8 +33,8 @@ def find_file(container: Container, path: str) -> bytes | None:
         stream, stat = container.get_archive(path)
     except NotFound:
         return None
-    if stat is None or stat["size"] > _MAX_FILE_BYTES:
-        raise errors.NotApplied(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
+    if stat is None or stat["mode"] & _NO_FILE or stat["size"] > _MAX_FILE_BYTES:
+        raise errors.NotApplied(f"{path}: no regular file of at most {_MAX_FILE_BYTES} bytes")
     with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
         member = archive.getmembers()[0]
         found = archive.extractfile(member) if member.isfile() else None

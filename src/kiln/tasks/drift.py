@@ -16,6 +16,7 @@ _HELP = {
     "ref": "a branch, tag or commit of upstream's git instead of the releases",
     "image": "the files in an image of the Docker engine instead of the releases; the image is not run",
     "bisect": "id of a patch: the first release that each of its editions does not fit; with --git the first commit",
+    "as_": "release that a --ref or --image is judged as; default: as it is named, else newer than all",
     "git": "repository for --ref and --bisect, URL or folder; default of --ref: vLLM's own",
     "out": "folder that gets drift.json, drift.md, drift.xml (JUnit), index.html and the ported editions",
     "issues": "one issue for each new fact in the repository of the working folder, through gh",
@@ -34,6 +35,7 @@ def drift(
     since: str = "",
     ref: str = "",
     image: str = "",
+    as_: str = "",
     bisect: str = "",
     git: str = "",
     out: str = "",
@@ -50,10 +52,21 @@ def drift(
     from kiln.tasks.show_drift import show_breaks, show_report
 
     loaded, reporter = catalog.load(catalog.find_root()), Reporter()
+    ask = run.Ask(
+        patch=patch,
+        release=release,
+        since=since,
+        ref=ref,
+        git=git,
+        image=image,
+        version=as_,
+        force=force,
+        bisect=bisect,
+    )
+    run.check(loaded, ask, written=bool(out or issues or dry_run), issues=issues, dry_run=dry_run)
     if bisect:
         show_breaks(bisecting.run(loaded, bisect, repository=git, reporter=reporter), json=json)
         return
-    ask = run.Ask(patch=patch, release=release, since=since, ref=ref, git=git, image=image, force=force)
     report = run.run(loaded, ask, reporter)
     try:
         show_report(report, json=json, out=out)

@@ -48,6 +48,8 @@ def show_breaks(breaks: Sequence[Break], *, json: bool) -> None:
     heads = ("patch", "edition", "fits up to", "first broken on", "verdict", "commit")
     print(report.table(heads, [_broken(each) for each in breaks]))
     for each in breaks:
+        if each.why:
+            print(f"{each.broken}: {line(each.why)}")
         for file in each.files:
             print(f"{each.broken}: {line(file.path)}{f', hunk {file.hunk}' if file.hunk else ''}: {file.verdict.value}")
             for label, text in (("expected", file.expected), ("found", file.found), ("next", file.hint)):

@@ -19,6 +19,7 @@ _URL = re.compile(r"(https|ssh|file)://[^\s-]\S*|[A-Za-z0-9_.][A-Za-z0-9_.-]*@[A
 _LARGEST = 64_000_000
 _FETCH = ("fetch", "--quiet", "--no-tags", "--filter=blob:none")
 _SECONDS = 1800
+_PROTOCOLS = "https:ssh:file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +34,10 @@ class Repository:
         return self.url or str(self.folder)
 
     def execute(self, *words: str) -> tuple[int, bytes, str]:
-        """Run git there; it may belong to somebody else, and nothing in it is run."""
+        """Run git there; a local repository may be somebody else's: its git fetches nothing and runs nothing."""
         safe = [word for at in (self.folder, self.folder / ".git") for word in ("-c", f"safe.directory={at}")]
-        return git.execute(self.folder, *safe, "-c", "core.fsmonitor=false", *words, seconds=_SECONDS)
+        words = (*safe, "-c", "core.fsmonitor=false", *words)
+        return git.execute(self.folder, *words, seconds=_SECONDS, protocols=_PROTOCOLS if self.url else "")
 
     def ask(self, *words: str) -> bytes:
         """Return what git says; raises CommandFailed."""
@@ -101,14 +103,15 @@ class GitFiles:
         return self.repository.ask("cat-file", "blob", blob)
 
 
-def opened(where: str, *, state: Path) -> Repository:
-    """Return a local repository, or Kiln's own for a URL; raises BadInput for what is neither."""
+def opened(where: str, *, state: Path, shallow: bool = False) -> Repository:
+    """Return a local repository, or Kiln's own for a URL, one with histories and one without; raises BadInput."""
     if not _URL.fullmatch(where):
         found = Repository(folder=Path(where).resolve(), url="")
         if not found.folder.is_dir() or found.execute("rev-parse", "--git-dir")[0]:
             raise errors.BadInput(f"{where}: neither the URL nor the folder of a git repository")
         return found
-    home = state / "git" / hashlib.sha256(where.encode()).hexdigest()[:16]
+    name = hashlib.sha256(where.encode()).hexdigest()[:16]
+    home = state / "git" / f"{name}{'-shallow' if shallow else ''}"
     made = Repository(folder=home, url=where)
     with files.locked(home):
         if not (home / "HEAD").is_file():
@@ -123,10 +126,12 @@ def at(where: str, ref: str, *, state: Path) -> GitFiles:
     """Return the files at a ref; raises BadInput for what git does not know, Missing where it cannot be fetched."""
     if not _REF.fullmatch(ref):
         raise errors.BadInput(f"{ref!r}: not a branch, tag or commit")
-    repository = opened(where, state=state)
+    repository = opened(where, state=state, shallow=True)
     if repository.url:
-        repository.fetch(ref, options=("--depth=1",))
-    return GitFiles(repository=repository, commit=repository.commit("FETCH_HEAD" if repository.url else ref))
+        own = f"refs/kiln/{hashlib.sha256(ref.encode()).hexdigest()[:16]}"  # another run may fetch another ref now
+        repository.fetch(f"+{ref}:{own}", options=("--depth=1",))
+        ref = own
+    return GitFiles(repository=repository, commit=repository.commit(ref))
 
 
 def between(

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 TIMEOUT_S = 60
 _MAX_INDEX_BYTES = 50_000_000
 # one wheel for every Python, for the machines that the images are for
-_FILE = re.compile(r"[A-Za-z0-9_]+-(?P<version>[0-9]+(\.[0-9]+)*(\.post[0-9]+)?)(?P<rest>-.*\.whl|\.tar\.gz)")
+_FILE = re.compile(
+    r"[A-Za-z0-9_]+-(?P<version>[0-9]{1,6}(\.[0-9]{1,6})*(\.post[0-9]{1,6})?)(?P<rest>-.*\.whl|\.tar\.gz)"
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _RELEASE_WHEEL = re.compile(r"-cp\d+-abi3-manylinux[0-9_a-z]*_x86_64\.whl")
 
 
@@ -40,12 +43,14 @@ class Listed:
 def files(project: str, index: str | None, session: requests.Session) -> tuple[Listed, ...]:
     """Return every file of a project; raises Missing where the index has no answer."""
     page_url = f"{index or pip_config.read().index_url}/{project}/"
-    page = get(session, page_url, f"the package index has no answer for {project}")
-    if len(page.content) > _MAX_INDEX_BYTES:
-        raise errors.Missing(f"index page of {project}: larger than {_MAX_INDEX_BYTES} bytes")
+    page = get(session, page_url, f"the package index has no answer for {project}", most=_MAX_INDEX_BYTES)
     links = _Links()
-    links.feed(page.text)
-    return tuple(_listed(urljoin(page.url, href), yanked=yanked) for href, yanked in links.found)
+    links.feed(page.body.decode("utf-8", "replace"))
+    found = (_listed(page.url, href, yanked=yanked) for href, yanked in links.found)
+    listed = tuple(file for file in found if file)
+    if not listed:
+        raise errors.Missing(f"the package index lists no file of {project}", hint="check the index: pip config list")
+    return listed
 
 
 def releases(listed: Iterable[Listed]) -> dict[str, Listed | None]:
@@ -54,7 +59,7 @@ def releases(listed: Iterable[Listed]) -> dict[str, Listed | None]:
     Pre-releases and yanked files are no releases.
     """
     found: dict[Version, Listed | None] = {}
-    for file in listed:
+    for file in sorted(listed, key=lambda file: file.file):
         match = _FILE.fullmatch(file.file)
         if match and not file.yanked:
             is_wheel = bool(_RELEASE_WHEEL.fullmatch(match["rest"]) and file.sha256)
@@ -90,24 +95,42 @@ def session() -> requests.Session:
     return made
 
 
-def get(
-    session: requests.Session, url: str, problem: str, headers: Mapping[str, str] | None = None
-) -> requests.Response:
-    """Return a good answer; raises Missing that begins with `problem`."""
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    url: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def get(session: requests.Session, url: str, problem: str, *, span: str = "", most: int) -> Answer:
+    """Return a good answer of at most `most` bytes, a span of them if asked; raises Missing, `problem` first."""
+    check = "check the index: pip config list"
+    body = bytearray()
     try:
-        answer = session.get(url, headers=dict(headers or {}), timeout=TIMEOUT_S)
+        with session.get(url, headers={"Range": span} if span else {}, timeout=TIMEOUT_S, stream=True) as answer:
+            if not answer.ok:
+                raise errors.Missing(f"{problem}: HTTP {answer.status_code}", hint=check)
+            if span and answer.status_code != requests.codes.partial_content:
+                raise errors.Missing("the package index does not serve byte ranges, so single files cannot be read")
+            for block in answer.iter_content(1 << 20):
+                body += block
+                if len(body) > most:
+                    raise errors.Missing(f"{problem}: it sends more than {most} bytes", hint=check)
     except requests.RequestException as error:
-        raise errors.Missing(f"{problem}: {type(error).__name__}", hint="check the index: pip config list") from error
-    if not answer.ok:
-        raise errors.Missing(f"{problem}: HTTP {answer.status_code}", hint="check the index: pip config list")
-    return answer
+        raise errors.Missing(f"{problem}: {type(error).__name__}", hint=check) from error
+    return Answer(url=answer.url, headers=answer.headers, body=bytes(body))
 
 
-def _listed(href: str, *, yanked: bool) -> Listed:
-    url, _, fragment = href.partition("#")
-    name = unquote(PurePosixPath(urlsplit(url).path).name)
+def _listed(page: str, href: str, *, yanked: bool) -> Listed | None:
+    """Return the file that a link names; None for a link to nothing."""
+    try:
+        url, _, fragment = urljoin(page, href).partition("#")
+        name = unquote(PurePosixPath(urlsplit(url).path).name)
+    except ValueError:
+        return None
     kind, _, sha256 = fragment.partition("=")
-    return Listed(file=name, url=url, sha256=sha256 if kind == "sha256" else "", yanked=yanked)
+    hashed = kind == "sha256" and _SHA256.fullmatch(sha256)
+    return Listed(file=name, url=url, sha256=sha256 if hashed else "", yanked=yanked)
 
 
 class _Links(html.parser.HTMLParser):

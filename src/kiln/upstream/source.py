@@ -1,4 +1,4 @@
-"""One protocol for wherever original files come from, and the released wheels of a project behind it."""
+"""The released wheels of a project: what changed is told by their directories, and only that is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from kiln import errors, files
 from kiln.upstream import wheel
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from kiln.catalog import records
 
 _PARALLEL = 8
-
-
-class Source(Protocol):
-    def stamps(self) -> Mapping[str, Hashable]:
-        """Return every path with what tells its content: equal stamps mean equal bytes; raises KilnError."""
-
-    def read(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """Return the bytes of each path that is there; raises KilnError."""
 
 
 @dataclass(kw_only=True)
@@ -46,26 +38,27 @@ class Released:
         return self._stamps
 
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Return the bytes of each path that is there, and keep them; raises KilnError."""
         wanted = [path for path in dict.fromkeys(paths) if path in self.stamps()]
-        found = self.held(wanted)
-        if missing := [path for path in wanted if path not in found]:
-            remote = self._opened()
-            for path, data in remote.read(missing).items():
-                self.keep(path, data)
-                found[path] = data
-            self.fetched_bytes = remote.fetched_bytes
+        folder = self.cache / self.pin.sha256
+        found = {path: data for path in wanted if (data := wheel.cached(folder, path)) is not None}
+        for path, data in self.fetch(path for path in wanted if path not in found).items():
+            wheel.keep(self.pin, path, data, cache=self.cache)
+            found[path] = data
         return {path: found[path] for path in wanted}
 
-    def held(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """Return what of these paths the cache has."""
-        folder = self.cache / self.pin.sha256
-        return {path: data for path in paths if (data := wheel.cached(folder, path)) is not None}
-
-    def keep(self, path: str, data: bytes) -> None:
-        """Put a file into the cache; raises BadInput when it is not what the wheel's directory says."""
-        if self.stamps()[path] != (len(data), zlib.crc32(data)):
-            raise errors.BadInput(f"{self.pin.file}: {path}: not what its directory says")
-        wheel.keep(self.pin, path, data, cache=self.cache)
+    def fetch(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Return the bytes of each path that is there, and keep none; raises KilnError, also for what is damaged."""
+        wanted = [path for path in paths if path in self.stamps()]
+        if not wanted:
+            return {}
+        remote = self._opened()
+        found = remote.read(wanted)
+        self.fetched_bytes = remote.fetched_bytes
+        for path, data in found.items():
+            if self.stamps()[path] != (len(data), zlib.crc32(data)):
+                raise errors.BadInput(f"{self.pin.file}: {path}: not what its directory says")
+        return found
 
     @property
     def _directory(self) -> Path:
@@ -73,14 +66,14 @@ class Released:
 
     def _kept(self) -> dict[str, tuple[int, int]]:
         try:
-            read = json.loads(self._directory.read_bytes())
+            read = json.loads(files.read_summed(self._directory))
             return {str(path): (int(size), int(crc)) for path, (size, crc) in read.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
 
     def _listed(self) -> dict[str, tuple[int, int]]:
         stamps = self._opened().stamps()
-        files.write(self._directory, json.dumps(stamps))
+        files.write_summed(self._directory, json.dumps(stamps))
         return stamps
 
     def _opened(self) -> wheel.RemoteWheel:
@@ -127,6 +120,8 @@ def _gathered(
     found = {}
     for path in chosen:
         there = read[first[path, source.stamps()[path]]]
+        if isinstance(there, errors.KilnError):  # of another wheel, maybe: this one has the file as well
+            there = _read(source, [path])
         if isinstance(there, errors.KilnError):
             return there
         found[path] = there[path]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import os
 import re
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -33,7 +35,7 @@ _GAP_BYTES = 131_072  # two members nearer than this are fetched by one request
 _SPAN_BYTES = 8_000_000
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 # what zipfile raises on bytes that are not what the central directory says they are
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError, OSError)
 
 
 def read(pin: records.WheelPin, paths: Iterable[str], *, cache: Path) -> dict[str, bytes]:
@@ -101,7 +103,7 @@ class RemoteWheel:
         self._file = _RangeFile(self.url, self._session)
         try:
             self._zip = zipfile.ZipFile(self._file)
-        except zipfile.BadZipFile as error:
+        except _DAMAGED as error:
             raise errors.Missing(f"{pin.file}: what the index serves is no zip file") from error
 
     @property
@@ -171,14 +173,16 @@ class _RangeFile(io.RawIOBase):
         return None
 
     def _fetch(self, wanted: str) -> None:
-        answer = index.get(self._session, self._url, "the wheel cannot be read", {"Range": wanted})
+        begin, _, end = wanted.removeprefix("bytes=").partition("-")
+        most = int(end) - int(begin) + 1 if begin else int(end)
+        answer = index.get(self._session, self._url, "the wheel cannot be read", span=wanted, most=most)
         found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-        if answer.status_code != requests.codes.partial_content or not found:
+        if not found:
             raise errors.Missing("the package index does not serve byte ranges, so single files cannot be read")
         start, last, self._size = (int(number) for number in found.groups())
-        if len(answer.content) != last - start + 1:
+        if len(answer.body) != last - start + 1:
             raise errors.Missing("the package index serves other byte ranges than it says")
-        self._spans.append((start, answer.content))
+        self._spans.append((start, answer.body))
 
     def seekable(self) -> bool:
         return True
