@@ -55,7 +55,7 @@ def released(real_catalog: Catalog) -> dict[str, bytes]:
 
 def verdicts(catalog: Catalog, image: str) -> dict[str, tuple[Verdict, bool]]:
     report = run.run(catalog, run.Ask(image=image), Reporter())
-    assert [(column.kind, column.name) for column in report.columns] == [("image", image)]
+    assert [(column.kind, column.name) for column in report.columns] == [("image", f"image:{image}")]
     assert report.columns[0].identity.startswith("sha256:")
     return {cell.patch: (cell.verdict, cell.known) for cell in report.cells}
 

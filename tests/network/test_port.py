@@ -67,7 +67,25 @@ def test_the_file_that_0_25_0_copied_for_rocm_is_named() -> None:
 def test_the_kernel_that_0_30_0_no_longer_has_for_rocm_is_named() -> None:
     (problem,) = ported(X9, "0.29.0", "0.30.0").problems
     assert "_topk_index_partial_kernel is no longer in this file" in problem.found
-    assert problem.candidates == ("vllm/models/minimax_m3/common/ops/index_topk.py",)
+    twin = "vllm/models/minimax_m3/common/ops/index_topk.py"
+    assert problem.candidates == (twin,)
+    assert f"not followed: _topk_index_partial_kernel was in {twin}, too" in problem.found
+
+
+def test_functions_that_0_33_0_moved_to_another_file_are_followed() -> None:
+    """No patch changes these; one that would add a line to each is carried over."""
+    old, new = (sources.Tree(trees.released(CATALOG, release), {}) for release in ("0.32.0", "0.33.0"))
+    path, into = (f"vllm/v1/core/{name}.py" for name in ("kv_cache_utils", "kv_cache_planning"))
+    between = Between(edition="0.32.0", release="0.33.0", before=lambda: old)
+    lines, mark = symbols.module(old[path]).lines, b"    marked = True\n"
+    for name in FOLLOWED:
+        last = symbols.module(old[path]).definitions[name][0].last
+        post = b"".join((*lines[: last - 1], mark, *lines[last - 1 :]))
+        made = attempt({path: old[path]}, {path: post}, {path: new[path]}, lambda: new, between=between)
+        assert (made.problems, dict(made.definitions)) == ((), {path: (name,)})
+        data = made.files[into] or b""
+        assert data.replace(mark, b"") == new[into]
+        assert mark in symbols.module(data).text(name)
 
 
 def test_p1_stops_at_0_33_0_and_what_it_merges_is_as_recorded() -> None:

@@ -23,7 +23,7 @@ from authoring_support import (
 )
 
 from kiln import catalog, errors, files, git
-from kiln.authoring import gate
+from kiln.authoring import drafts, gate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_proven_edition_is_written_with_its_record(toy: Catalog) -> None:
     assert accept(toy, RIGHT) == ()
     assert (toy.root / "patches/toy/0.31.0.patch").read_bytes() == RIGHT
     made = catalog.load(toy.root).patches["toy"]
-    assert made.editions[RELEASE] == gate.record("toy", RIGHT, {PATH: BEFORE})
+    assert made.editions[RELEASE] == drafts.record("toy", RIGHT, {PATH: BEFORE})
     assert (toy.root / "patches/toy/patch.yaml").read_text().partition("editions:")[0] == text.partition("editions:")[0]
     assert snapshot(toy.root).keys() == before.keys()
 

@@ -9,7 +9,7 @@ import pytest
 from authoring_support import BEFORE, BOTH, FIRST, PATH, QUIET, RELEASE, SECOND, SOURCES, add, hold, load, snapshot
 
 from kiln import catalog, errors, files, git, process
-from kiln.authoring import gate, intake, judge, sections
+from kiln.authoring import drafts, gate, intake, judge, sections
 from kiln.catalog import lint
 from kiln.patching.outcomes import Outcome
 from kiln.patching.paths import LARGEST
@@ -103,7 +103,7 @@ def test_a_mail_with_more_than_the_package_becomes_a_patch_and_what_is_left_out_
     loaded = catalog.load(toy.root)
     made = loaded.patches["new-one"]
     assert (toy.root / "patches/new-one/0.31.0.patch").read_bytes() == DIFF
-    assert made.editions == {RELEASE: gate.record("new-one", DIFF, {OTHER: LINES})}
+    assert made.editions == {RELEASE: drafts.record("new-one", DIFF, {OTHER: LINES})}
     assert (made.title, made.applies.releases) == ("Fünfzehn: say fifteen (#123)", "==0.31.0")
     assert loaded.order == ("toy", "new-one")
     assert (toy.root / "patches/series.yaml").read_bytes() == order.replace(b"[toy]", b"[toy, new-one]")

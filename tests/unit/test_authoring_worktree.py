@@ -23,7 +23,7 @@ from authoring_support import (
 )
 
 from kiln import catalog, errors, git, process
-from kiln.authoring import export, gate, repository, worktree
+from kiln.authoring import drafts, export, gate, repository, worktree
 from kiln.report import Reporter
 from kiln.tasks import show_authoring
 
@@ -216,7 +216,7 @@ def test_an_edit_becomes_the_edition_however_it_lies_there(toy: Catalog, how: st
     told = exported(toy)
     assert (told.changed, told.written, told.findings) == (True, True, ())
     made = catalog.load(toy.root).patches["toy"].editions[RELEASE]
-    assert made == gate.record("toy", git.diff({PATH: BEFORE}, {PATH: OTHER}), {PATH: BEFORE})
+    assert made == drafts.record("toy", git.diff({PATH: BEFORE}, {PATH: OTHER}), {PATH: BEFORE})
     again = exported(catalog.load(toy.root))
     assert (again.changed, again.written) == (False, False)
 

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 _IN_TREE = (".py", ".json")  # of the rest of a wheel, a release's tree has nothing that is read here
 
 
-def known(catalog: Catalog, patch_id: str, release: str) -> records.Patch:
-    """Return the patch; raises BadInput where it or the release is unknown."""
-    releases = catalog.releases.releases
-    problems = [] if patch_id in catalog.patches else [errors.unknown("patch", patch_id, catalog.patches)]
-    problems += [] if release in releases else [errors.unknown("release", release, releases)]
+def known(catalog: Catalog, patch_id: str, release: str, *, flag: str = "--release") -> records.Patch:
+    """Return the patch; raises BadInput where it or the release, which `flag` names, is unknown or missing."""
+    names = (("patch", "--id", patch_id, catalog.patches), ("release", flag, release, catalog.releases.releases))
+    problems = [
+        errors.unknown(kind, name, every) if name else f"{told} is missing; known: {', '.join(every)}"
+        for kind, told, name, every in names
+        if name not in every
+    ]
     if problems:
         raise errors.BadInput("\n".join(problems), hint="see what there is: ./inv plan --list, ./inv patch.explain ID")
     return catalog.patches[patch_id]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kiln import errors, git
 from kiln import plan as planning
-from kiln.authoring import base, gate, judge, sections, skeleton
+from kiln.authoring import base, drafts, gate, judge, sections, skeleton, worktree
 from kiln.authoring.judge import FileIntake, HunkIntake, Intake
 from kiln.catalog import lint as catalog_lint
 from kiln.patching import paths
@@ -19,7 +19,6 @@ from kiln.proof import trees
 from kiln.upstream import wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from kiln.authoring.sections import Split
@@ -85,20 +84,26 @@ def new(  # noqa: PLR0913 - what is made, of what, and how it is shown
         title=title or split.subject,
         release=release,
         data=data,
-        edition=gate.record(patch_id, data, before),
+        edition=drafts.record(patch_id, data, before),
     )
-    with gate.candidate(catalog, made) as candidate:
+    with drafts.candidate(catalog, made) as candidate:
         try:
             base.after(candidate, release, (patch_id,), before)
         except errors.NotApplied as error:
             return New(intake=replace(intake, outcome=Outcome.CONFLICT, problem=error.message))
-        todo = tuple(_todo(candidate, patch_id, release))
+        if clash := next(gate.clashes(candidate, patch_id, release), None):
+            return New(intake=_clashing(intake, clash, candidate, patch_id))
+        own = f"patches/{patch_id}/"
+        todo = tuple(found for found in catalog_lint.patches(candidate) if found.where.startswith(own))
     if not dry_run:
         _write(catalog.root, patch_id, made)
     return New(intake=intake, made=() if dry_run else tuple(map(str, made)), todo=todo)
 
 
 def _refuse(catalog: Catalog, patch_id: str, release: str) -> None:
+    if not patch_id:
+        hint = "./inv patch.new what-it-changes --from DIFF --release RELEASE"
+        raise errors.BadInput("--id is missing: the name of the new patch", hint=hint)
     if patch_id in catalog.patches or (catalog.root / "patches" / patch_id).exists():
         raise errors.BadInput(
             f"patches/{patch_id}: is there already",
@@ -144,7 +149,7 @@ def _looked(catalog: Catalog, split: Split, release: str, reporter: Reporter) ->
             detail(other)
             if other != release and not split.lost and _fits(catalog, split, other, reporter):
                 others.append(other)
-    return replace(intake, fits=tuple(others), problem=_problem(intake, split)), before
+    return replace(intake, fits=tuple(others), problem=_problem(intake, split), advice=_advice(intake, split)), before
 
 
 def _judge(catalog: Catalog, split: Split, release: str, before: dict[str, bytes]) -> Intake:
@@ -192,16 +197,40 @@ def _problem(intake: Intake, split: Split) -> str:
     return f"{wrong} of {len(rows)} hunks do not fit {intake.release} exactly where the diff says"
 
 
-def _todo(candidate: Catalog, patch_id: str, release: str) -> Iterator[Finding]:
-    """Yield what is left to do in a new patch."""
-    own = f"patches/{patch_id}/"
-    yield from (found for found in catalog_lint.patches(candidate) if found.where.startswith(own))
-    yield from gate.clashes(candidate, patch_id, release)
+def _clashing(intake: Intake, clash: Finding, candidate: Catalog, patch_id: str) -> Intake:
+    """Return that a diff fits, but not on what the patches before it leave; those that it has to stand on are named."""
+    release, touched = intake.release, {file.path for file in intake.files}
+    others = {
+        each.id: None
+        for _, patches in base.series(candidate, patch_id, release)
+        for each in patches
+        if each.id != patch_id and _touches(candidate, each.id, release, touched)
+    }
+    advice = f"make the diff on top of {' and '.join(others)}"
+    if others:
+        folder = worktree.place(candidate, last := list(others)[-1], release)
+        advice += (
+            f": ./inv patch.edit {last} --release {release}, make the change in that worktree, "
+            f"then git -C {folder} diff HEAD > new.diff"
+        )
+    problem = f"it fits {release}, but not every series: {clash.problem}"
+    return replace(intake, outcome=Outcome.CONFLICT, problem=problem, advice=advice if others else clash.hint)
+
+
+def _advice(intake: Intake, split: Split) -> str:
+    """Return what to do with a diff that no other release helps with; "" where one may."""
+    if split.lost:
+        return "make it with git diff --no-renames; what is binary or a link, no edition can hold"
+    if intake.outcome is Outcome.MERGED:
+        return f"make nothing: {intake.release} needs no such patch"
+    if intake.outcome is Outcome.AMBIGUOUS:
+        return "make the diff with more context, so that it says which place is meant: git diff -U10"
+    return ""
 
 
 def _write(root: Path, patch_id: str, made: dict[Path, bytes]) -> None:
     try:
-        gate.write_all(root, made)
+        drafts.write_all(root, made)
     except BaseException:
         shutil.rmtree(root / "patches" / patch_id, ignore_errors=True)
         raise

@@ -48,6 +48,7 @@ class Intake:
     """A diff on a release: only where all is APPLIED an edition can be made of it; `problem` says why not.
 
     `fits` are the other releases of the catalog on which every hunk would be; nobody looks where it is APPLIED.
+    `advice` is what to do where that is not to make it on one of them.
     """
 
     release: str
@@ -56,6 +57,7 @@ class Intake:
     left_out: tuple[tuple[str, str], ...]
     fits: tuple[str, ...] = ()
     problem: str = ""
+    advice: str = ""
 
     def as_data(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -72,6 +74,8 @@ class Intake:
             ],
             "left_out": [{"path": path, "why": why} for path, why in self.left_out],
             "fits": list(self.fits),
+            "problem": self.problem,
+            "advice": self.advice,
         }
 
 

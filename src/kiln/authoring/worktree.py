@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,16 +77,24 @@ def changes(folder: Path, ref: str = _BASE) -> tuple[dict[str, bytes], dict[str,
     where the worktree cannot be read.
     """
     if not (folder / ".git").is_file() or not repository.find(folder, ref):
-        hint = "make it anew; what is in it is lost: ./inv patch.edit ID --release RELEASE --discard"
+        patch_id, _, release = folder.name.rpartition("-")
+        told = f"./inv patch.edit {patch_id} --release {release} --discard"
+        hint = f"make it anew; what is in it is lost: {told}"
         raise errors.BadInput(f"{folder}: no worktree that was finished", hint=hint)
     then = repository.blobs(folder, ref)
-    now = dict(_walk(folder))
+    now = {path.relative_to(folder).as_posix(): path.read_bytes() for path in _walk(folder)}
     altered = {path for path in {*then, *now} if path not in now or then.get(path) != _blob_id(now[path])}
     before = repository.contents(folder, (then[path] for path in altered if path in then))
     return (
         {path: before[then[path]] for path in sorted(altered) if path in then},
         {path: now[path] for path in sorted(altered) if path in now},
     )
+
+
+def executable(folder: Path) -> tuple[str, ...]:
+    """Return the files whose mode is not that of a release's file; raises BadInput for a link."""
+    found = (path for path in _walk(folder) if path.stat().st_mode & stat.S_IXUSR)
+    return tuple(path.relative_to(folder).as_posix() for path in found)
 
 
 def _refuse_to_lose(catalog: Catalog, patch_id: str, release: str) -> None:
@@ -174,15 +183,15 @@ def _remove(store: Path, folder: Path) -> None:
     git.ask(store, "worktree", "prune")
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (path, bytes) of everything in a worktree but git's own file and bytecode; raises BadInput for a link."""
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield every file of a worktree but git's own and bytecode; raises BadInput for a link."""
     for above, names, found in os.walk(folder):
         names[:] = sorted(name for name in names if name != "__pycache__")
         for path in (Path(above, name) for name in (*names, *sorted(found))):
             if path.is_symlink():
                 raise errors.BadInput(f"{path}: a symlink; an edition holds plain files only", hint=f"rm {path}")
             if path.is_file() and path != folder / ".git" and path.suffix not in {".pyc", ".pyo"}:
-                yield path.relative_to(folder).as_posix(), path.read_bytes()
+                yield path
 
 
 def _blob_id(data: bytes) -> str:

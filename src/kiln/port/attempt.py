@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kiln.patching.outcomes import ABSENT, Outcome, shown
-from kiln.port import guard, lines, merge, moved, symbols
+from kiln.patching.outcomes import ABSENT, Outcome
+from kiln.port import follow, guard, lines, merge, moved, symbols
 from kiln.port.merge import Labels
 from kiln.port.records import Attempt, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from kiln.port.lines import Region
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     Find = Callable[[], Mapping[str, bytes]]
 
 __all__ = ["Attempt", "Between", "Problem", "attempt"]
-
-_BY_HAND = "the release changed these lines, too; make the change by hand"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +49,84 @@ def attempt(
 
     `find` returns all Python files of the new release. Raises Missing where there is no git.
     """
-    done = [_File(path, (pre[path], post[path], theirs.get(path)), find, between) for path in sorted(pre)]
-    problems = [problem for file in done for problem in file.problems]
-    inside = [file.path for file in done if file.already]
+    stay = [_File(path, (pre[path], post[path], theirs.get(path)), find, between) for path in sorted(pre)]
+    went: list[_Went] = []
+    for file in [file for file in stay if file.problems]:
+        if found := _followed(file, stay, went, between):
+            stay.remove(file)
+            went.append(found)
+    # in this order: what went into a file comes on top of what the edition changes there
+    done: list[_File | _Went] = [*stay, *went]
+    problems = [problem for file in stay for problem in file.problems]
+    inside = [file for file in done if file.already]
     if not problems and inside and len(inside) < len(done):
-        problems = [_half(path) for path in inside]
+        problems = [_half(file.into) for file in inside]
     return Attempt(
         files={path: data for file in done for path, data in file.results.items()},
         problems=tuple(problems),
         moved={file.path: file.into for file in done if file.into != file.path},
+        definitions={file.path: file.names for file in went},
         merged=not problems and len(inside) == len(done),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Went:
+    """A file whose changed definitions were followed into another one: all of its change is in `results`."""
+
+    path: str
+    into: str
+    names: tuple[str, ...]
+    results: Mapping[str, bytes | None]
+    already: bool
+    problems: tuple[Problem, ...] = ()
+
+
+def _followed(file: _File, stay: Sequence[_File], went: Sequence[_Went], between: Between) -> _Went | None:
+    """Follow the definitions that a file no longer has; where that is in doubt, say so in its problems."""
+    source = file.source()
+    if not source or not source.gone or not between.before:
+        return None
+    move = follow.find(source, file.find(), between.before())
+    if isinstance(move, follow.Doubt):
+        file.doubt(move.why, move.candidates)
+        return None
+    found = _placed(file, move, [*stay, *went], between)
+    if isinstance(found, str):
+        file.doubt(f"{move.target}: {found}", (move.target,))
+        return None
+    return found
+
+
+def _placed(file: _File, move: follow.Move, others: Sequence[_File | _Went], between: Between) -> _Went | str:
+    """Return what stays in a file, merged there, and what went to another one, merged here; or why that cannot be."""
+    rest: _File | None = None
+    if move.stays != move.source.pre:
+        if file.theirs is None:
+            return "the change has more than these definitions, and its file is gone"
+        rest = _File(file.path, (move.source.pre, move.stays, file.theirs), file.find, between)
+        if rest.problems:
+            return f"the rest of the change: {rest.problems[0].found}"
+    there = _there(file, move.target, others)
+    if isinstance(there, str):
+        return there
+    placed = follow.into(move, there, file.labels)
+    if not isinstance(placed, str) and rest and rest.already != placed.already:
+        placed = follow.PART
+    if isinstance(placed, str):
+        return placed
+    results = (rest.results if rest else {}) | {move.target: placed.data}
+    return _Went(path=file.path, into=move.target, names=move.names, results=results, already=placed.already)
+
+
+def _there(file: _File, target: str, others: Sequence[_File | _Went]) -> bytes | str:
+    """Return the file that definitions went to, with what else the edition changes there; or why that is no good."""
+    there = file.find()[target]
+    for other in (other for other in others if target in other.results):
+        if other.problems:
+            return "the patch's own change of that file has problems"
+        there = other.results[target] or b""
+    return there
 
 
 class _File:
@@ -75,16 +140,35 @@ class _File:
         between: Between,
     ) -> None:
         self.path = self.into = path
-        self._find, self._before = find, between.before
-        self._labels = Labels(edition=between.edition, release=between.release)
-        self._pre, self._post, self._theirs = sides
+        self.find, self._before = find, between.before
+        self.labels = Labels(edition=between.edition, release=between.release)
+        self._pre, self._post, self.theirs = sides
         self.already = False
-        self.results: dict[str, bytes | None] = {path: self._theirs}
+        self.results: dict[str, bytes | None] = {path: self.theirs}
         self.problems = tuple(self._merged())
         self.already = self.already and not self.problems
 
+    def source(self) -> follow.Source | None:
+        """Return the file for definitions to be followed from; None where it is one that goes as a whole."""
+        if self._pre is None or self._post is None or self.into != self.path or not self.path.endswith(".py"):
+            return None
+        return follow.Source(path=self.path, pre=self._pre, post=self._post, theirs=self.theirs or b"")
+
+    def doubt(self, why: str, candidates: tuple[str, ...]) -> None:
+        """Add to the problems why definitions that are gone were not followed."""
+        gone = self.theirs is None and bool(candidates)
+        self.problems = tuple(
+            replace(
+                each,
+                outcome=Outcome.MOVED if gone else each.outcome,
+                found=f"{each.found}; not followed: {why}" if gone or each.outcome is Outcome.MOVED else each.found,
+                candidates=each.candidates or candidates if gone else each.candidates,
+            )
+            for each in self.problems
+        )
+
     def _merged(self) -> Iterator[Problem]:
-        pre, post, theirs = self._pre, self._post, self._theirs
+        pre, post, theirs = self._pre, self._post, self.theirs
         if pre is None or post is None:
             yield from self._whole(pre, post, theirs)
         elif theirs is None:
@@ -102,7 +186,7 @@ class _File:
         elif post is None:
             yield self._problem("the file as the patch deletes it", "the release changed it")
         elif theirs is not None:
-            self.results[self.path] = merge.three_way(b"", post, theirs, self._labels).data
+            self.results[self.path] = merge.three_way(b"", post, theirs, self.labels).data
             yield self._problem(ABSENT, f"a file of {len(theirs)} bytes", hint="the patch creates this file")
 
     def _gone(self, pre: bytes, post: bytes) -> Iterator[Problem]:
@@ -110,12 +194,12 @@ class _File:
         known = self._before() if self._before else {}
         python = self.path.endswith(".py")
         found = moved.files(
-            pre, {path: data for path, data in self._find().items() if path not in known} if python else {}
+            pre, {path: data for path, data in self.find().items() if path not in known} if python else {}
         )
         if self._before and len(found) == 1:
             self.into = found[0]
             del self.results[self.path]
-            yield from self._into(pre, post, self._find()[self.into])
+            yield from self._into(pre, post, self.find()[self.into])
             return
         outcome = Outcome.MOVED if found else Outcome.CONFLICT
         text = "files that look like it" if found else "and no file that is new looks like it" if known else ""
@@ -127,7 +211,7 @@ class _File:
         if not self._before or not self.path.endswith(".py"):
             return
         names = list(dict.fromkeys(name for region in lines.regions(pre, post) for name in _owners(pre, region)))
-        if found := moved.copies((self.path, pre), names, self._find(), self._before()):
+        if found := moved.copies((self.path, pre), names, self.find(), self._before()):
             text = "the release has it in another file, too"
             problem = self._problem("one place for this change", text, hint="find out which one is used")
             yield replace(problem, outcome=Outcome.AMBIGUOUS, candidates=(self.path, *found))
@@ -140,7 +224,7 @@ class _File:
         if theirs == pre:
             self.results[self.into] = post
             return
-        result = merge.three_way(pre, post, theirs, self._labels)
+        result = merge.three_way(pre, post, theirs, self.labels)
         self.results[self.into] = result.data
         if result.problem:
             yield self._problem("a text that git can merge", result.problem)
@@ -155,13 +239,13 @@ class _File:
     def _conflicts(self, pre: bytes, post: bytes, theirs: bytes, result: merge.Merged) -> Iterator[Problem]:
         """Name each conflict, with the hunk that it belongs to."""
         wanted = lines.regions(pre, post)
-        clashes = merge.clashes(result, self._labels)
+        clashes = merge.clashes(result, self.labels)
         if not clashes:  # the text has lines of its own that look like markers
             yield self._problem("a text that git can merge", f"{result.conflicts} conflicts")
         for clash in clashes:
-            span, at = _located(pre, theirs, clash)
+            span, at = merge.located(pre, theirs, clash)
             hit = next((each for each in wanted if each.first <= span[1] and span[0] <= each.last), None)
-            expected, found, hint = _difference(clash, (span[0] + 1, at + 1))
+            expected, found, hint = merge.difference(clash, (span[0] + 1, at + 1))
             problem = replace(self._problem(expected, found, hint=hint), hunk=hit.hunk if hit else None, lines=span)
             yield self._moved(problem, pre, post, theirs)
 
@@ -174,14 +258,14 @@ class _File:
             if region.hunk == problem.hunk:
                 gone = [name for name in _owners(pre, region) if name not in known]
                 if gone:
-                    found = moved.symbol(gone[0], pre, self.into, self._find())
+                    found = moved.symbol(gone[0], pre, self.into, self.find())
                     text = f"{gone[0]} is no longer in this file{'; it is elsewhere' if found else ''}"
                     outcome = Outcome.MOVED if found else Outcome.CONFLICT
                     says = text if text in problem.found else f"{text}; {problem.found}"
                     return replace(problem, outcome=outcome, found=says, candidates=found)
         return problem
 
-    def _problem(self, expected: str, found: str, *, hint: str = _BY_HAND) -> Problem:
+    def _problem(self, expected: str, found: str, *, hint: str = merge.BY_HAND) -> Problem:
         return Problem(path=self.into, outcome=Outcome.CONFLICT, expected=expected, found=found, hint=hint)
 
 
@@ -202,36 +286,3 @@ def _owners(pre: bytes, region: Region) -> list[str]:
     first = region.first - (1 if not region.removed and region.first else 0)
     names = (symbols.qualified(tree.path(line)) for line in range(first, last))
     return [name for name in dict.fromkeys(names) if name]
-
-
-def _located(pre: bytes, theirs: bytes, clash: merge.Clash) -> tuple[tuple[int, int], int]:
-    """Return the lines of a conflict in the file before the patch, and the first one in the release's file."""
-    at = _nearest(lines.split(theirs), clash.theirs, clash.line - 1)
-    near = at
-    for region in lines.regions(pre, theirs):
-        if region.into < at:
-            near = max(region.last, at - region.into - len(region.added) + region.last)
-    first = _nearest(lines.split(pre), clash.base, near)
-    return (first, first + len(clash.base)), at
-
-
-def _nearest(text: lines.Lines, part: lines.Lines, near: int) -> int:
-    """Return where a part of a text stands, of several places the nearest one."""
-    places = [n for n in range(len(text) - len(part) + 1) if text[n : n + len(part)] == part]
-    return min(places, key=lambda n: abs(n - near), default=near)
-
-
-def _difference(clash: merge.Clash, at: tuple[int, int]) -> tuple[str, str, str]:
-    """Return the first line that the release changed, as expected and as found, and what to do.
-
-    `at` is the number of the first line on either side.
-    """
-    pairs = list(zip(clash.base, clash.theirs, strict=False))
-    n = next((n for n, (base, theirs) in enumerate(pairs) if base != theirs), len(pairs))
-    base = clash.base[n] if n < len(clash.base) else b""
-    theirs = clash.theirs[n] if n < len(clash.theirs) else b""
-    expected = f"line {at[0] + n}: {shown(base)}" if base else "nothing new at this place"
-    found = f"line {at[1] + n}: {shown(theirs) if theirs else 'the lines are gone'}"
-    if base and theirs and base.rstrip(b"\r\n") == theirs.rstrip(b"\r\n"):
-        return expected, found, "EOL_MISMATCH: the texts are equal, their line ends are not"
-    return expected, found, _BY_HAND

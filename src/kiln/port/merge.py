@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kiln import git
+from kiln.patching.outcomes import shown
+from kiln.port import lines
 
+BY_HAND = "the release changed these lines, too; make the change by hand"
 _FAILED = 128  # below it, the exit code counts conflicts
 
 
@@ -80,3 +83,36 @@ def clashes(merged: Merged, labels: Labels) -> tuple[Clash, ...]:
         else:
             line += 1
     return tuple(found)
+
+
+def located(pre: bytes, theirs: bytes, clash: Clash) -> tuple[tuple[int, int], int]:
+    """Return the lines of a conflict in the file before the patch, and the first one in the release's file."""
+    at = _nearest(lines.split(theirs), clash.theirs, clash.line - 1)
+    near = at
+    for region in lines.regions(pre, theirs):
+        if region.into < at:
+            near = max(region.last, at - region.into - len(region.added) + region.last)
+    first = _nearest(lines.split(pre), clash.base, near)
+    return (first, first + len(clash.base)), at
+
+
+def _nearest(text: lines.Lines, part: lines.Lines, near: int) -> int:
+    """Return where a part of a text stands, of several places the nearest one."""
+    places = [n for n in range(len(text) - len(part) + 1) if text[n : n + len(part)] == part]
+    return min(places, key=lambda n: abs(n - near), default=near)
+
+
+def difference(clash: Clash, at: tuple[int, int]) -> tuple[str, str, str]:
+    """Return the first line that the release changed, as expected and as found, and what to do.
+
+    `at` is the number of the first line on either side.
+    """
+    pairs = list(zip(clash.base, clash.theirs, strict=False))
+    n = next((n for n, (base, theirs) in enumerate(pairs) if base != theirs), len(pairs))
+    base = clash.base[n] if n < len(clash.base) else b""
+    theirs = clash.theirs[n] if n < len(clash.theirs) else b""
+    expected = f"line {at[0] + n}: {shown(base)}" if base else "nothing new at this place"
+    found = f"line {at[1] + n}: {shown(theirs) if theirs else 'the lines are gone'}"
+    if base and theirs and base.rstrip(b"\r\n") == theirs.rstrip(b"\r\n"):
+        return expected, found, "EOL_MISMATCH: the texts are equal, their line ends are not"
+    return expected, found, BY_HAND

@@ -10,7 +10,7 @@ from kiln.port import lines, symbols
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_LEAST = 0.5  # of the lines, as git's rename detection has it
+LEAST = 0.5  # of the lines, as git's rename detection has it
 _CLEARLY = 0.2  # by which the best must be better than the next
 _SHOWN = 5
 
@@ -19,7 +19,7 @@ def files(pre: bytes, new: Mapping[str, bytes]) -> tuple[str, ...]:
     """Return the files that hold enough of a file's lines, best first; one alone if it is clearly the best."""
     wanted = lines.split(pre)
     scored = sorted(
-        ((likeness, path) for path, data in new.items() if (likeness := _likeness(pre, wanted, data)) >= _LEAST),
+        ((likeness, path) for path, data in new.items() if (likeness := _likeness(pre, wanted, data)) >= LEAST),
         key=lambda pair: (-pair[0], pair[1]),
     )
     if len(scored) > 1 and scored[0][0] - scored[1][0] >= _CLEARLY:
@@ -45,10 +45,11 @@ def copies(
 def symbol(name: str, pre: bytes, path: str, new: Mapping[str, bytes]) -> tuple[str, ...]:
     """Return the other files that have the function or class of this qualified name, with enough of its lines."""
     wanted = symbols.module(pre).text(name)
-    return tuple(sorted(symbols.holders(name, wanted, new, least=_LEAST) - {path})) if wanted else ()
+    found = symbols.holders(name, wanted, new) if wanted else {}
+    return tuple(sorted(other for other, likeness in found.items() if likeness >= LEAST and other != path))
 
 
 def _likeness(pre: bytes, wanted: lines.Lines, data: bytes) -> float:
-    if not _LEAST / 2 * len(pre) <= len(data) <= len(pre) / _LEAST * 2:
+    if not LEAST / 2 * len(pre) <= len(data) <= len(pre) / LEAST * 2:
         return 0.0
     return lines.likeness(wanted, lines.split(data))

@@ -33,12 +33,14 @@ class Problem:
 class Attempt:
     """`files` are those of the new release with the patch, conflict markers and all; None is no such file.
 
-    `moved` maps the edition's path to the one that the change was merged into.
+    `moved` maps the edition's path to the one that the change was merged into. Where not the file but functions or
+    classes of it went there, `definitions` has their names by the same path, and `files` both files, if both change.
     """
 
     files: Mapping[str, bytes | None]
     problems: tuple[Problem, ...] = ()
     moved: Mapping[str, str] = field(default_factory=dict)
+    definitions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     merged: bool = False  # every change is in the new release already
 
     @property

@@ -10,8 +10,9 @@ from kiln import errors
 from kiln import git as canonical
 from kiln import plan as planning
 from kiln.authoring import base, gate, worktree
-from kiln.port import sources, upstream_change
+from kiln.port import marks, sources, upstream_change
 from kiln.port.attempt import Between, attempt
+from kiln.port.merge import Labels
 from kiln.proof import prove as proving
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Ported:
     state: Literal["written", "fits", "merged", "refused", "conflict"]
     files: tuple[str, ...]
     moved: Mapping[str, str] = field(default_factory=dict)
+    definitions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     problems: tuple[tuple[Problem, Change], ...] = ()
     findings: tuple[Finding, ...] = ()
     diff: bytes = b""
@@ -95,19 +97,23 @@ def port(catalog: Catalog, wanted: Wanted, reporter: Reporter, *, prove: Prover 
             found = replace(found, state="written")
     if found.state in {"merged", "written", "fits"} or wanted.dry_run:
         return found
-    where = worktree.open(catalog, wanted.patch, wanted.to, made.files, reporter=reporter)
-    return replace(found, worktree=where)
+    labels = Labels(edition=origin, release=wanted.to)
+    shown = marks.files(made, images, _theirs(made, images, find), labels)
+    return replace(found, worktree=worktree.open(catalog, wanted.patch, wanted.to, shown, reporter=reporter))
 
 
 def _checked(catalog: Catalog, wanted: Wanted) -> str:
     """Return the release of the edition to port; raises BadInput and NotApplied."""
-    patch, to = base.known(catalog, wanted.patch, wanted.to), wanted.to
+    patch, to = base.known(catalog, wanted.patch, wanted.to, flag="--to"), wanted.to
     if to in patch.editions:
         hint = f"change it with: ./inv patch.edit {patch.id} --release {to}"
         raise errors.BadInput(f"{patch.id} has an edition for {to} already", hint=hint)
     if not planning.covers(patch.applies, to):
         problem = f"{patch.id} is not needed on {to}: it applies to {patch.applies.releases}"
-        raise errors.BadInput(problem, hint=f"./inv patch.explain {patch.id}")
+        hint = f"if it is: let applies.releases of patches/{patch.id}/patch.yaml cover {to}, then the same command"
+        raise errors.BadInput(problem, hint=f"{hint}; ./inv patch.explain {patch.id}")
+    if not wanted.dry_run and (missing := next(gate.unproven(catalog, (patch.id,)), None)):
+        raise errors.BadInput(f"{missing.where}: {missing.problem}", hint=missing.hint)
     origin = sources.origin(patch, to, wanted.origin)
     if other := sources.unready(catalog, patch, to, set(patch.editions[origin].files)):
         problem = f"{patch.id} comes after {other}, which changes the same files and has no edition for {to}"
@@ -117,16 +123,12 @@ def _checked(catalog: Catalog, wanted: Wanted) -> str:
 
 def _ended(wanted: Wanted, origin: str, made: Attempt, known: _Known) -> Ported:
     """Say how the merge ended, without the gate; a moved file is compared with what it was moved from."""
+    images = known.images
     came = {new: old for old, new in made.moved.items()}
-    theirs = {path: known.find()[path] if path in came else known.images.theirs[path] for path in made.files}
+    theirs = _theirs(made, images, known.find)
+    pre = {path: images.pre[path] if path in images.pre else images.pre[came[path]] for path in made.files}
     problems = tuple(
-        (
-            each,
-            upstream_change.explain(
-                each, known.images.pre[came.get(each.path, each.path)], theirs[each.path], known.git
-            ),
-        )
-        for each in made.problems
+        (each, upstream_change.explain(each, pre[each.path], theirs[each.path], known.git)) for each in made.problems
     )
     return Ported(
         patch=wanted.patch,
@@ -135,9 +137,14 @@ def _ended(wanted: Wanted, origin: str, made: Attempt, known: _Known) -> Ported:
         state="conflict" if problems else "merged" if made.merged else "fits",
         files=tuple(made.files),
         moved=made.moved,
+        definitions=made.definitions,
         problems=problems,
         diff=b"" if problems or made.merged else canonical.diff(_there(theirs), _there(made.files)),
     )
+
+
+def _theirs(made: Attempt, images: Images, find: Callable[[], Mapping[str, bytes]]) -> dict[str, bytes | None]:
+    return {path: images.theirs[path] if path in images.theirs else find()[path] for path in made.files}
 
 
 def _there(files: Mapping[str, bytes | None]) -> dict[str, bytes]:

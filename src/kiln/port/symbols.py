@@ -46,13 +46,13 @@ class Module:
     def __init__(self, data: bytes) -> None:
         self.lines = lines.split(data)
         self.problem = ""
-        self._tree = ast.Module(body=[], type_ignores=[])
+        self.tree = ast.Module(body=[], type_ignores=[])
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if data.count(b"\r") != data.count(b"\r\n"):
                     raise ValueError("a carriage return within a line")  # Python counts it as a line
-                self._tree = ast.parse(data)
+                self.tree = ast.parse(data)
         except _BROKEN as error:
             self.problem = _said(error)
 
@@ -60,7 +60,7 @@ class Module:
     def definitions(self) -> Mapping[str, tuple[Definition, ...]]:
         """Return every function and class by its qualified name, in order."""
         found: dict[str, list[Definition]] = {}
-        for name, node in _definitions(self._tree, ""):
+        for name, node in _definitions(self.tree, ""):
             found.setdefault(name, []).append(Definition(_first(node) - 1, node.end_lineno or node.lineno))
         return {name: tuple(places) for name, places in found.items()}
 
@@ -69,7 +69,7 @@ class Module:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                compile(self._tree, path, "exec", dont_inherit=True)
+                compile(self.tree, path, "exec", dont_inherit=True)
         except _BROKEN as error:
             return _said(error)
         return self.problem
@@ -77,7 +77,7 @@ class Module:
     def path(self, line: int) -> tuple[Step, ...]:
         """Return what a line stands in, outermost first; the first line of a block or statement is not inside it."""
         steps: list[Step] = []
-        node: ast.AST = self._tree
+        node: ast.AST = self.tree
         number, above = line + 1, 0
         while True:
             children = _children(node)
@@ -94,6 +94,11 @@ class Module:
         """Return the lines of a definition, none if there is not exactly one of that name."""
         places = self.definitions.get(name, ())
         return self.lines[places[0].first : places[0].last] if len(places) == 1 else ()
+
+    def node(self, name: str) -> ast.AST | None:
+        """Return the tree of a definition, None if there is not exactly one of that name."""
+        nodes = [node for each, node in _definitions(self.tree, "") if each == name]
+        return nodes[0] if len(nodes) == 1 else None
 
     def _name(self, child: _Child) -> str:
         return child.name or self.lines[child.head - 1].decode("utf-8", "backslashreplace").strip()
@@ -117,18 +122,18 @@ def shown(path: tuple[Step, ...]) -> str:
     return " > ".join([f"{name} ({', '.join(twins)})" if twins else name, *blocks])
 
 
-def holders(name: str, wanted: lines.Lines, files: Mapping[str, bytes], *, least: float) -> set[str]:
-    """Return the files that hold a definition of this qualified name with enough of the same lines."""
+def holders(name: str, wanted: lines.Lines, files: Mapping[str, bytes]) -> dict[str, float]:
+    """Return the files that hold a definition of this qualified name, and how much of it is the same: 0 to 1."""
     parts = [part.encode() for part in name.split(".")]
     words = [re.compile(rb"\b(?:def|class)\s+" + re.escape(part) + rb"\b") for part in parts]
-    found = set()
+    found = {}
     for path, data in files.items():
         # the plain search first: nearly all files end there, and it takes a tenth of the time
         if all(part in data for part in parts) and all(word.search(data) for word in words):
             tree = module(data)
-            texts = (tree.lines[place.first : place.last] for place in tree.definitions.get(name, ()))
-            if any(lines.likeness(wanted, text) >= least for text in texts):
-                found.add(path)
+            if places := tree.definitions.get(name, ()):
+                texts = (tree.lines[place.first : place.last] for place in places)
+                found[path] = max(lines.likeness(wanted, text) for text in texts)
     return found
 
 

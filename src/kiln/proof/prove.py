@@ -120,8 +120,10 @@ def _states(case: Case) -> dict[str, tuple[str, ...]]:
 def _import_jobs(catalog: Catalog, case: Case, scratch: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Apply a whole series and yield the program that imports what it changed."""
     tree = trees.patched(catalog, case.release, case.before, scratch / f"{case.name}".replace(" ", "-"))
-    files = {path for patch in case.before for path in catalog.patches[patch].editions[case.release].files}
-    modules = sorted(path.removesuffix(".py").replace("/", ".") for path in files if path.endswith(".py"))
+    editions = (catalog.patches[patch].editions[case.release] for patch in case.before)
+    left = {path: hashes.post for edition in editions for path, hashes in edition.files.items()}
+    files = (path for path, post in left.items() if post and path.endswith(".py"))
+    modules = sorted(path.removesuffix(".py").replace("/", ".") for path in files)
     argv = [str(_IMPORTS), str(tree), str(trees.released(catalog, case.release)), *modules]
     yield "probe patched", {"path": [], "cwd": str(scratch), "argv": argv, "env": {}}
 

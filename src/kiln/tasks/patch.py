@@ -155,11 +155,19 @@ def edit(_: Context, *, id_: str = "", release: str = "", discard: bool = False,
         "release": "vLLM release; default: the catalog's default release; with --check: only this release",
         "check": "make every stored edition again instead, and find each that is not the same byte for byte",
         "dry_run": "prove it, and write nothing",
+        "files": "also other files than the edition had, and deletions",
     }
     | _JSON
 )
 def export(
-    _: Context, *, id_: str = "", release: str = "", check: bool = False, dry_run: bool = False, json: bool = False
+    _: Context,
+    *,
+    id_: str = "",
+    release: str = "",
+    check: bool = False,
+    dry_run: bool = False,
+    files: bool = False,
+    json: bool = False,
 ) -> None:
     """Write the edition that a worktree holds, if it fits, is canonical, and is proven by its probe and tests."""
     from kiln import catalog
@@ -174,7 +182,7 @@ def export(
         show_findings(findings, "every edition is what export makes of it, byte for byte", json=json)
         return
     release = release or loaded.releases.default_release
-    told = exporting.export(loaded, id_, release, reporter=Reporter(), dry_run=dry_run)
+    told = exporting.export(loaded, id_, release, reporter=Reporter(), dry_run=dry_run, files=files)
     show_export(told, dry_run=dry_run, json=json)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-import itertools
 import os
 import re
 import signal
@@ -14,16 +13,16 @@ import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from invoke.exceptions import Exit, ParseError
+from invoke.parser.context import ParserContext
 from invoke.program import Program
 
 from kiln import __version__, errors
 from kiln.tasks.command import BROKEN_PIPE, drop_unwritable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from invoke.parser.argument import Argument
-    from invoke.parser.context import ParserContext
 
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal
 _CLEAN = "containers and half-made files have been removed"
@@ -76,14 +75,24 @@ class KilnProgram(Program):
         self.execute()
 
     def _with_ids(self, words: Sequence[str]) -> Iterator[str]:
-        """Yield the words of a command line, with --id before a bare word that follows a task of one thing.
+        """Yield the words of a command line, with --id before the one bare word of a task of one thing.
 
         Invoke's positional arguments would take `TASK --help` for a value.
         """
         tasks = {name: self.collection[name] for name in self.collection.task_names}
-        takes_id = {name for name, task in tasks.items() if "id_" in inspect.signature(task.body).parameters}
-        for before, word in itertools.pairwise(("", *words)):
-            if before in takes_id and not word.startswith("-") and word not in tasks:
+        flags: Mapping[str, Argument] = {}
+        waits = is_value = False
+        for word in words:
+            if is_value:
+                is_value = False
+            elif word.startswith("-"):
+                is_value = word in flags and flags[word].takes_value
+                waits = waits and word.partition("=")[0] != "--id"
+            elif word in tasks:
+                flags = ParserContext(args=tasks[word].get_arguments()).flags
+                waits = "id_" in inspect.signature(tasks[word].body).parameters
+            elif waits:
+                waits = False
                 yield "--id"
             yield word
 

@@ -60,10 +60,14 @@ def show_worktree(folder: Path, patch_id: str, release: str, *, json: bool) -> N
 
 
 def show_export(told: Export, *, dry_run: bool, json: bool) -> None:
-    """Print what became of a worktree; raises Findings where the gate found something."""
+    """Print what became of a worktree, file by file; raises Findings where something was found."""
     if json:
         print(report.as_json(asdict(told)))
     else:
+        for file in told.files:
+            print(f"{file.what:<8} {file.path}")
+        for path, why in told.left_out:
+            print(f"left out {path}: {why}")
         _print_findings(told.findings)
     if told.findings:
         count = f"{len(told.findings)} finding{'s' * (len(told.findings) > 1)}"
@@ -71,7 +75,7 @@ def show_export(told: Export, *, dry_run: bool, json: bool) -> None:
     if json:
         return
     if not told.changed:
-        print(f"unchanged: {told.edition} is already this, byte for byte")
+        print(f"unchanged: {told.edition} and its hashes are already this")
     elif dry_run:
         print(f"{told.edition} would be written: red without it, green with it")
     else:
@@ -97,11 +101,14 @@ def _wrong(intake: Intake) -> Iterator[HunkIntake]:
 
 def _instead(intake: Intake, patch_id: str, file: str) -> str:
     """Return the commands that bring a diff in on a release that takes it, and from there to the wanted one."""
+    if intake.advice:
+        return intake.advice
     if not intake.fits:
         return f"none of the other releases takes it as it is; make a diff of the files of {intake.release}"
     older = [each for each in intake.fits if Version(each) < Version(intake.release)]
     start = max(older, key=Version) if older else min(intake.fits, key=Version)
     return (
-        f"./inv patch.new {patch_id} --from {file} --release {start}, "
+        f"./inv patch.new {patch_id} --from {file} --release {start}; then write its probe.py and tests, and let "
+        f"applies.releases of patches/{patch_id}/patch.yaml cover {intake.release}; "
         f"then ./inv patch.port {patch_id} --to {intake.release}"
     )

@@ -55,14 +55,20 @@ def _next(found: Ported) -> str:
 
 def _rows(found: Ported) -> Iterator[tuple[str, str, str]]:
     """Yield a row for each problem, and one for each file that has none."""
-    came = {new: old for old, new in found.moved.items()}
     for path in found.files:
-        source = f"moved from {came[path]}" if path in came else ""
+        source = "; ".join(_moves(found, path))
         own = [problem for problem, _ in found.problems if problem.path == path]
         for problem in own:
             yield path, problem.outcome.value, f"hunk {problem.hunk}" if problem.hunk else "the whole file"
         if not own:
             yield path, "MERGED" if found.state == "merged" else "clean", source
+
+
+def _moves(found: Ported, path: str) -> Iterator[str]:
+    """Yield what was moved into a file: another one, or functions and classes of it."""
+    for old in (old for old, new in found.moved.items() if new == path):
+        names = ", ".join(found.definitions.get(old, ()))
+        yield f"{names} moved from {old}" if names else f"moved from {old}"
 
 
 def _problem(problem: Problem, change: Change) -> Iterator[str]:
@@ -92,6 +98,7 @@ def _data(found: Ported) -> dict[str, Any]:
         "outcome": found.state,
         "files": [{"path": path, "outcome": outcome, "where": where} for path, outcome, where in _rows(found)],
         "moved": dict(found.moved),
+        "definitions": {path: list(names) for path, names in found.definitions.items()},
         "problems": rows,
         "findings": [asdict(each) for each in found.findings],
         "diff": found.diff.decode("utf-8", "replace"),
