@@ -260,6 +260,70 @@ def test_no_listing_hides_a_release() -> None:
     }
 
 
+PROBE = """
+import pathlib, sys
+text = (pathlib.Path(sys.argv[1]) / "vllm/toy.py").read_text()
+print("green: it says so" if "good" in text else "red: it does not")
+sys.exit("good" not in text)
+"""
+
+
+@pytest.fixture
+def probed(toy: Catalog) -> Catalog:
+    """Return the toy's catalog with a probe that is green where the file says "good"."""
+    (toy.root / "patches/toy/probe.py").write_text(PROBE, encoding="utf-8")
+    return toy
+
+
+def test_a_new_release_on_which_the_probe_is_green_has_it_in_other_words(probed: Catalog, served: Index) -> None:
+    served.add("0.34.0", {TOY_PATH: b"# good\n"})
+    served.add("0.35.0", {TOY_PATH: b"# bad\n"})
+    found = verdicts(probed)
+    assert found["0.34.0"] == (Verdict.MERGED_DIFFERENT, False)
+    assert found["0.35.0"] == (Verdict.CONFLICT, False)
+
+
+@pytest.fixture
+def entry(probed: Catalog, edit: Callable[[str, str, str], None]) -> Catalog:
+    """Return a catalog whose patch has no edition, and which says that vLLM has its change since 0.31.0."""
+    path = probed.root / "patches/toy/patch.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(
+        text[: text.index("editions:")].replace("probe:", "upstream_since: 0.31.0\nprobe:"), encoding="utf-8"
+    )
+    (probed.root / "patches/toy/0.31.0.patch").unlink()
+    edit("patches/toy/patch.yaml", '">=0.31.0"', '"<0.31.0"')
+    loaded = catalogs.load(probed.root)
+    return catalogs.Catalog(**vars(loaded) | {"releases": probed.releases})
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({TOY_PATH: b"# good\n"}, (Verdict.MERGED, True)),
+        ({TOY_PATH: b"# bad\n"}, (Verdict.WITHDRAWN, False)),
+        ({"vllm/other.py": b""}, (Verdict.UNKNOWN, False)),
+    ],
+)
+def test_an_entry_without_an_edition_is_looked_at_by_its_probe(
+    entry: Catalog, served: Index, files: dict[str, bytes], expected: tuple[Verdict, bool]
+) -> None:
+    served.add("0.34.0", files)
+    found = verdicts(entry)
+    assert found["0.31.0"] == (Verdict.MERGED, True)
+    assert found["0.34.0"] == expected
+
+
+def test_no_probe_runs_beside_a_token(entry: Catalog, served: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.add("0.34.0", {TOY_PATH: b"# good\n"})
+    monkeypatch.setenv("GH_TOKEN", "secret")
+    assert verdicts(entry)["0.34.0"] == (Verdict.UNKNOWN, False)
+    monkeypatch.delenv("GH_TOKEN")
+    assert verdicts(entry)["0.34.0"] == (Verdict.MERGED, True)
+    monkeypatch.setenv("GH_TOKEN", "secret")
+    assert verdicts(entry)["0.34.0"] == (Verdict.MERGED, True), "what was seen without a token is remembered"
+
+
 @pytest.mark.parametrize(
     "link",
     [

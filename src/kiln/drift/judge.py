@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kiln.catalog import Catalog, records
     from kiln.drift.fit import State
     from kiln.drift.memory import Merge
+    from kiln.drift.probing import Probe
     from kiln.drift.records import Column, FileVerdict
 
     class Attempt(Protocol):
@@ -70,9 +71,12 @@ class Judge:
     `releases` holds the subject of every release that a patch has an edition for; `attempt` merges an edition's change.
     """
 
-    def __init__(self, catalog: Catalog, releases: Mapping[str, Subject], attempt: Attempt) -> None:
+    def __init__(
+        self, catalog: Catalog, releases: Mapping[str, Subject], attempt: Attempt, probe: Probe | None = None
+    ) -> None:
         self._catalog = catalog
         self._attempt = attempt
+        self._probe = probe or (lambda *_: None)
         self._releases = releases
         self._lines = lines(catalog)
         self._steps: dict[tuple[Line, Column], tuple[Cell, State]] = {}
@@ -177,7 +181,7 @@ class Judge:
         since = str(patch.upstream_since)
         cell = replace(blank, verdict=Verdict.MERGED, known=True, first=since)
         if not patch.editions:
-            return replace(cell, says=f"vLLM has it since {since}, says the catalog; there is no edition to compare")
+            return self._without_edition(cell, patch, subject)
         images = self.images(line, release := planning.nearest(patch, since))
         if not images:
             return replace(blank, says=f"its edition for {release} could not be made ready: see column {release}")
@@ -193,6 +197,18 @@ class Judge:
         if found == total and self._attempt(images, theirs, subject, thorough=False).merged:
             return replace(cell, says=f"vLLM has it since {since}, line by line as the edition has it")
         return self._in_other_words(cell, images, theirs, files)
+
+    def _without_edition(self, cell: Cell, patch: records.Patch, subject: Subject) -> Cell:
+        """Look at what has no edition to compare with: by its probe, which patch.prove runs on known releases."""
+        told = f"vLLM has it since {cell.first}, says the catalog"
+        if subject.column.in_catalog:
+            return replace(cell, says=f"{told}, and ./inv patch.prove shows it on this release")
+        green = self._probe(patch, subject)
+        if green:
+            return replace(cell, says=f"{told}, and its probe is green here")
+        if green is None:
+            return replace(cell, verdict=Verdict.UNKNOWN, known=False, says=f"{told}; no probe could look at it here")
+        return replace(cell, verdict=Verdict.WITHDRAWN, known=False, says=f"{told}, and its probe is red here")
 
     def _in_other_words(self, cell: Cell, images: Images, theirs: State, files: tuple[FileVerdict, ...]) -> Cell:
         """Look whether what upstream changed in these files, on the first release that has it, is still there."""
@@ -233,6 +249,9 @@ class Judge:
             says = f"the files are those of {release}, whose edition applies, every hash as recorded"
             return replace(cell, says=says, known=not column.in_catalog, diff=_text(images.data)), images.post
         cell = replace(cell, known=self._unported(patch, subject))
+        if not column.in_catalog and self._probe(patch, subject):
+            says = f"the edition for {release} does not fit, and the patch's probe is green without it"
+            return replace(cell, verdict=Verdict.MERGED_DIFFERENT, known=False, says=says), {}
         found, total = fit.already(images.pre, images.post, theirs)
         merge = self._attempt(images, theirs, subject, thorough=not cell.known and subject.find is not dict)
         if found > total / 2 and not (merge.merged or merge.clean):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from packaging.version import InvalidVersion, Version
 
 from kiln import errors, files
-from kiln.drift import columns, names, recipes, retire
+from kiln.drift import columns, names, probing, recipes, retire
 from kiln.drift.judge import Judge, Subject
 from kiln.drift.memory import Memory, code
 from kiln.drift.records import Cell, Report, Verdict
@@ -68,8 +68,9 @@ def run(catalog: Catalog, ask: Ask, reporter: Reporter) -> Report:
 def _report(catalog: Catalog, ask: Ask, reporter: Reporter) -> Report:
     known = columns.releases(catalog, names.paths, reporter)
     memory = Memory(folder=catalog.state / "drift")
-    judge = Judge(catalog, {subject.column.name: subject for subject in known.subjects}, memory.attempt)
-    with _chosen(catalog, ask, known.subjects) as subjects:
+    releases = {subject.column.name: subject for subject in known.subjects}
+    with probing.prober(catalog) as probe, _chosen(catalog, ask, known.subjects) as subjects:
+        judge = Judge(catalog, releases, memory.attempt, probe)
         ids = [patch_id for patch_id in catalog.order if ask.patch in {"", patch_id}]
         with reporter.step(f"{len(ids)} patches on {len(subjects)} columns") as detail:
             cells = []
