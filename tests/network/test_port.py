@@ -13,10 +13,10 @@ from packaging.version import Version
 
 from kiln import catalog
 from kiln.authoring import base
-from kiln.port import run, sources
+from kiln.port import run, sources, symbols
 from kiln.port.attempt import Attempt, Between, attempt
 from kiln.port.run import Wanted
-from kiln.proof import kernels
+from kiln.proof import kernels, trees
 from kiln.report import Reporter
 
 CATALOG = catalog.load(Path(__file__).resolve().parents[2])
@@ -25,6 +25,12 @@ PAIRS = [
     for patch in CATALOG.patches.values()
     for old, new in itertools.pairwise(sorted(patch.editions, key=Version))
 ]
+FOLLOWED = (
+    "max_memory_usage_bytes",
+    "is_kv_cache_spec_uniform",
+    "unify_kv_cache_spec_page_size",
+    "_ensure_min_page_size",
+)
 P1, X9 = "mxfp8-moe-gfx942", "gfx942-index-topk-pin"
 
 
