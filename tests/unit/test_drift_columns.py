@@ -487,7 +487,7 @@ def test_a_ref_that_was_read_takes_no_history_away(toy: Catalog, upstream: git.R
     for ref in ("v0.32.0", "v0.31.0", "main"):
         git_ref.at(where, ref, state=toy.state)
     found = git_ref.between(where, "v0.31.0", "v0.32.0", [TOY_PATH], state=toy.state)
-    assert [subject for _, _, subject in found] == ["a line above", "and one below"]
+    assert [commit.subject for _, commit in found] == ["a line above", "and one below"]
 
 
 def test_bisect_says_why_no_commit_is_named(toy: Catalog, upstream: git.Repo) -> None:

@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
     from kiln.catalog import Catalog
     from kiln.report import Reporter
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commit:
-    id: str
-    date: str
-    subject: str
+    from kiln.upstream.git_ref import Commit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +90,7 @@ def _commits(catalog: Catalog, broken: Break, repository: str) -> Iterator[tuple
     """Yield what changed the edition's files between the last release that it fits and the first that it does not."""
     paths = sorted(catalog.patches[broken.patch].editions[broken.edition].files)
     between = git_ref.between(repository, f"v{broken.fits}", f"v{broken.broken}", paths, state=catalog.state)
-    for files, date, subject in between:
+    for files, commit in between:
         there = Subject(
             column=Column(name=files.commit, kind="ref", identity=files.commit, in_catalog=False),
             version=broken.fits,
@@ -104,7 +98,7 @@ def _commits(catalog: Catalog, broken: Break, repository: str) -> Iterator[tuple
             names=frozenset(files.stamps()),
             find=dict,
         )
-        yield there, Commit(id=files.commit, date=date, subject=subject)
+        yield there, commit
 
 
 def _explained(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kiln.patching.outcomes import shown
 from kiln.port import lines
 from kiln.upstream import git_ref
+from kiln.upstream.git_ref import Commit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,13 +25,6 @@ _LOG = (
     *("log", "-z", "--format=%x01%H%x02%cs%x02%s%x02", "--patch", "--unified=0", "--full-index", "--no-renames"),
     *("--no-color", "--no-ext-diff", "--no-textconv", "--no-show-signature", "--no-notes"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commit:
-    id: str
-    date: str
-    subject: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,6 +76,13 @@ class Repository:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Commit:
+    id: str
+    date: str
+    subject: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class GitFiles:
     """The files of a commit."""
 
@@ -136,15 +143,15 @@ def at(where: str, ref: str, *, state: Path) -> GitFiles:
 
 def between(
     where: str, older: str, newer: str, paths: Sequence[str], *, state: Path
-) -> Iterator[tuple[GitFiles, str, str]]:
-    """Yield the commits after tag `older` up to tag `newer` that touch paths, oldest first, with date and subject."""
+) -> Iterator[tuple[GitFiles, Commit]]:
+    """Yield the commits after tag `older` up to tag `newer` that touch paths, oldest first."""
     repository = opened(where, state=state)
     repository.tags(older, newer)
     words = ("log", "--reverse", "--topo-order", "-z", "--format=%H%x01%cs%x01%s", "--no-show-signature")
     log = repository.ask(*words, f"refs/tags/{older}..refs/tags/{newer}", "--", *paths)
     for entry in filter(None, log.decode("utf-8", "replace").split("\0")):
         commit, date, subject = entry.split("\x01", 2)
-        yield GitFiles(repository=repository, commit=commit), date, subject
+        yield GitFiles(repository=repository, commit=commit), Commit(id=commit, date=date, subject=subject)
 
 
 def _last(problem: str) -> str:
