@@ -16,10 +16,11 @@ from drift_reports import BROKEN, HOSTILE, NEW, cell, column, fact, hostile, rea
 
 from kiln import errors
 from kiln.drift import attention, junit, markdown, matrix, page
-from kiln.drift.bisect import Break, Commit
+from kiln.drift.bisect import Break
 from kiln.drift.records import FileVerdict, Report, Verdict
 from kiln.drift.words import WORDS, line, visible
 from kiln.tasks.show_drift import show_breaks, show_report
+from kiln.upstream.git_ref import Commit
 
 if TYPE_CHECKING:
     from pathlib import Path
