@@ -98,12 +98,27 @@ def test_an_edit_is_proven_and_written_and_one_that_undoes_the_patch_is_not(load
     assert new.files[PARSER].post != old.files[PARSER].post
 
 
-def test_an_edit_of_the_first_of_two_names_the_second(loaded: Catalog) -> None:
+def test_an_edit_of_the_first_of_two_makes_the_second_again(loaded: Catalog) -> None:
     folder = worktree.open(loaded, STREAM, RELEASE, reporter=Reporter())
     (folder / PARSER).write_bytes((folder / PARSER).read_bytes() + b"# more\n")
-    told = export.export(loaded, STREAM, RELEASE, reporter=Reporter(), prove=forbidden)
-    assert told.findings
-    assert all(finding.where.startswith(f"patches/{MARKER}/") for finding in told.findings)
+    told = export.export(loaded, STREAM, RELEASE, reporter=Reporter())
+    assert (told.written, told.findings) == (True, ())
+    first, second = (again(loaded).patches[each].editions[RELEASE] for each in (STREAM, MARKER))
+    assert second.files[PARSER].pre == first.files[PARSER].post
+    assert list(export.check(again(loaded), {STREAM, MARKER}, {RELEASE})) == []
+
+
+def test_a_package_that_is_removed_and_an_import_that_breaks_are_found(loaded: Catalog) -> None:
+    """The patch's own probe and tests see neither."""
+    folder = worktree.open(loaded, PIN, RELEASE, reporter=Reporter())
+    shutil.rmtree(folder / "vllm/assets")
+    indexer = folder / "vllm/models/minimax_m3/common/indexer.py"
+    indexer.write_bytes(b"import no_such_module_at_all\n" + indexer.read_bytes())
+    told = export.export(loaded, PIN, RELEASE, reporter=Reporter(), prove=forbidden)
+    assert "deletes vllm/assets/__init__.py, which the edition for 0.31.0 does not" in told.findings[0].problem
+    told = export.export(loaded, PIN, RELEASE, reporter=Reporter(), files=True)
+    assert "cannot be imported when all patches are applied" in told.findings[0].problem
+    assert not told.written
 
 
 def test_check_makes_every_edition_again_and_finds_one_that_is_not_canonical(

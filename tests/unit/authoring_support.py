@@ -72,23 +72,23 @@ def load(toy_catalog: Path) -> Catalog:
     return catalog.load(toy_catalog)
 
 
-def give(root: Path, patch_id: str, data: bytes, *before: bytes) -> None:
-    """Put an edition of the twins into a patch, as a person would."""
+def give(root: Path, patch_id: str, data: bytes, *before: bytes, of: Mapping[str, bytes] | None = None) -> None:
+    """Put an edition, of the twins or of other files, into a patch, as a person would."""
     described = root / "patches" / patch_id / "patch.yaml"
-    edition = drafts.record(patch_id, data, dict.fromkeys([PATH], before[0]) if before else {})
+    edition = drafts.record(patch_id, data, of or (dict.fromkeys([PATH], before[0]) if before else {}))
     (described.parent / f"{RELEASE}.patch").write_bytes(data)
     described.write_text(edit.with_edition(described.read_text(), RELEASE, edition))
 
 
-def add(root: Path, patch_id: str, data: bytes, *before: bytes) -> Catalog:
-    """Add a patch behind the others, on the twins as `before`."""
+def add(root: Path, patch_id: str, data: bytes, *before: bytes, of: Mapping[str, bytes] | None = None) -> Catalog:
+    """Add a patch behind the others, on the twins as `before`, or on other files."""
     folder = root / "patches" / patch_id
     folder.mkdir()
     toy = (root / "patches/toy/patch.yaml").read_text().partition("editions:")[0]
     (folder / "patch.yaml").write_text(toy.replace("id: toy", f"id: {patch_id}"))
     (folder / "probe.py").write_text(PROBE)
     (folder / "tests").mkdir()
-    give(root, patch_id, data, *before)
+    give(root, patch_id, data, *before, of=of)
     order = root / "patches/series.yaml"
     order.write_text(edit.with_last(order.read_text(), patch_id))
     return catalog.load(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import pytest
 from authoring_support import BEFORE, BOTH, FIRST, PATH, QUIET, RELEASE, SECOND, SOURCES, add, hold, load, snapshot
 
 from kiln import catalog, errors, files, git, process
-from kiln.authoring import drafts, gate, intake, judge, sections
+from kiln.authoring import drafts, gate, intake, judge, sections, worktree
 from kiln.catalog import lint
 from kiln.patching.outcomes import Outcome
 from kiln.patching.paths import LARGEST
@@ -56,6 +57,15 @@ Signed-off-by: Somebody <somebody@example.invalid>
 
 """
 END = b"-- \n2.39.5\n\n"
+NARROW = b"""\
+--- a/vllm/twins.py
++++ b/vllm/twins.py
+@@ -9,3 +9,3 @@
+     total = 0
+-    for n in range(3):
++    for n in range(4):
+         total += n
+"""
 
 
 @pytest.fixture
@@ -163,6 +173,8 @@ def test_a_dry_run_says_the_same_and_writes_nothing(toy: Catalog) -> None:
         ],
         "left_out": [],
         "fits": [],
+        "problem": "",
+        "advice": "",
     }
 
 
@@ -247,16 +259,7 @@ def test_each_way_not_to_fit_has_its_name(  # noqa: PLR0913 - a column each
 
 
 def test_context_that_stands_twice_is_ambiguous_even_at_zero_offset(toy: Catalog) -> None:
-    narrow = b"""\
---- a/vllm/twins.py
-+++ b/vllm/twins.py
-@@ -9,3 +9,3 @@
-     total = 0
--    for n in range(3):
-+    for n in range(4):
-         total += n
-"""
-    told = taken(toy, narrow)
+    told = taken(toy, NARROW)
     (hunk,) = told.intake.files[0].hunks
     assert (hunk.outcome.value, hunk.expected, hunk.found) == ("AMBIGUOUS", "line 9", "lines 2, 9")
     assert told.made == ()
@@ -306,7 +309,8 @@ def test_the_releases_that_take_it_are_named_and_the_port_is_offered(
         show_authoring.show_intake(told, "new-one", "x.diff", dry_run=False, json=False)
     assert caught.value.exit_code == 5
     assert caught.value.hint == (
-        "./inv patch.new new-one --from x.diff --release 0.30.0, then ./inv patch.port new-one --to 0.31.0"
+        "./inv patch.new new-one --from x.diff --release 0.30.0; then write its probe.py and tests, and let "
+        "applies.releases of patches/new-one/patch.yaml cover 0.31.0; then ./inv patch.port new-one --to 0.31.0"
     )
     assert "OFFSET   vllm/sub/other.py  1     line 13   line 12" in capsys.readouterr().out
 
@@ -320,12 +324,54 @@ def test_a_file_that_another_patch_changes_is_taken_on_top_of_it_where_that_fits
     assert (toy.root / "patches/on-top/0.31.0.patch").read_bytes() == on_top
 
 
-def test_a_diff_that_another_patch_stands_in_the_way_of_fits_the_release_and_the_clash_is_told(toy: Catalog) -> None:
+def test_a_diff_that_another_patch_stands_in_the_way_of_makes_nothing_and_says_what_it_must_stand_on(
+    toy: Catalog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(toy.root)
     told = taken(toy, git.diff({PATH: BEFORE}, {PATH: SECOND.replace(b"total = 1", b"total = 2")}))
-    assert (told.intake.outcome, bool(told.made)) == (Outcome.APPLIED, True)
-    clash = told.todo[-1]
-    assert "and toy, before it on bf16 on" in clash.problem
-    assert clash.hint == "make it again on top of toy: ./inv patch.edit new-one --release 0.31.0"
+    assert (told.intake.outcome, told.made) == (Outcome.CONFLICT, ())
+    assert "and toy, before it on bf16 on" in told.intake.problem
+    with pytest.raises(errors.NotApplied) as caught:
+        show_authoring.show_intake(told, "new-one", "x.diff", dry_run=False, json=True)
+    folder = worktree.place(toy, "toy", RELEASE)
+    assert caught.value.hint == (
+        "make the diff on top of toy: ./inv patch.edit toy --release 0.31.0, make the change in that worktree, "
+        f"then git -C {folder} diff HEAD > new.diff"
+    )
+    assert json.loads(capsys.readouterr().out)["problem"] == told.intake.problem
+    assert snapshot(toy.root) == before
+    hold(toy.root)
+    opened = worktree.open(toy, "toy", RELEASE, reporter=QUIET)
+    (opened / PATH).write_bytes(BOTH)
+    assert taken(toy, process.ask(("git", "diff", "HEAD"), cwd=opened).encode() + b"\n").made, "the way out works"
+
+
+def test_a_small_shift_on_top_of_another_patch_makes_nothing(toy: Catalog) -> None:
+    loaded = add(toy.root, "above", git.diff({PATH: SECOND}, {PATH: b"# one\n" + SECOND}), SECOND)
+    before = snapshot(toy.root)
+    told = taken(loaded, git.diff({PATH: BEFORE}, {PATH: BEFORE + b"# more\n"}))
+    assert (told.intake.outcome, told.made) == (Outcome.CONFLICT, ())
+    assert told.intake.advice.startswith("make the diff on top of toy and above: ./inv patch.edit above ")
+    assert snapshot(toy.root) == before
+
+
+@pytest.mark.parametrize(
+    ("data", "outcome", "advice"),
+    [
+        (git.diff({}, {OTHER: LINES}), "MERGED", "make nothing: 0.31.0 needs no such patch"),
+        (SYMLINK + DIFF, "UNKNOWN", "make it with git diff --no-renames"),
+        (NARROW, "AMBIGUOUS", "make the diff with more context, so that it says which place is meant: git diff -U10"),
+    ],
+)
+def test_the_advice_is_for_what_is_wrong(
+    toy: Catalog, capsys: pytest.CaptureFixture[str], *, data: bytes, outcome: str, advice: str
+) -> None:
+    told = taken(toy, data)
+    assert told.intake.outcome.value == outcome
+    with pytest.raises(errors.NotApplied) as caught:
+        show_authoring.show_intake(told, "new-one", "x.diff", dry_run=False, json=True)
+    assert caught.value.hint.startswith(advice)
+    assert json.loads(capsys.readouterr().out)["problem"] == told.intake.problem != ""
 
 
 # what is left out and what is refused
@@ -431,7 +477,9 @@ def test_names_that_cannot_be_are_refused(toy: Catalog, tmp_path: Path) -> None:
     with pytest.raises(errors.BadInput, match="is there already") as caught:
         taken(toy, DIFF, patch_id="toy")
     assert "./inv patch.edit toy --release 0.31.0" in caught.value.hint
-    for patch_id in ("", "../x", "A b", "-x", "x" * 65, ".", "conftest.py"):
+    with pytest.raises(errors.BadInput, match="--id is missing: the name of the new patch"):
+        taken(toy, DIFF, patch_id="")
+    for patch_id in ("../x", "A b", "-x", "x" * 65, ".", "conftest.py"):
         with pytest.raises(errors.BadInput):
             taken(toy, DIFF, patch_id=patch_id)
     with pytest.raises(errors.BadInput, match="unknown release"):
@@ -470,7 +518,7 @@ def test_an_interrupt_or_a_full_disk_leaves_nothing(
     assert not (root / "patches/new-one").exists()
 
 
-def test_a_patch_that_comes_between_is_a_clash_that_is_told(toy: Catalog) -> None:
+def test_a_patch_that_comes_between_on_some_targets_makes_nothing(toy: Catalog) -> None:
     hold(toy.root)
     loaded = add(toy.root, "narrow", git.diff({PATH: SECOND}, {PATH: BOTH}), SECOND)
     described = toy.root / "patches/narrow/patch.yaml"
@@ -479,8 +527,9 @@ def test_a_patch_that_comes_between_is_a_clash_that_is_told(toy: Catalog) -> Non
     )
     loaded = catalog.load(toy.root)
     told = taken(loaded, git.diff({PATH: SECOND}, {PATH: SECOND + b"# more\n"}))
-    assert told.made
-    assert any("narrow, before it on nvfp4" in found.problem for found in told.todo)
+    assert not told.made
+    assert "narrow, before it on nvfp4" in told.intake.problem
+    assert told.intake.advice.startswith("make the diff on top of toy and narrow: ")
 
 
 def test_what_is_shown_to_a_person(toy: Catalog, capsys: pytest.CaptureFixture[str]) -> None:

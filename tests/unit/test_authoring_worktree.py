@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,9 +28,10 @@ from authoring_support import (
 )
 
 from kiln import catalog, errors, git, process
-from kiln.authoring import drafts, export, gate, repository, worktree
+from kiln.authoring import drafts, export, gate, leftovers, repository, worktree
 from kiln.report import Reporter
 from kiln.tasks import show_authoring
+from kiln.upstream import wheel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -163,8 +169,9 @@ def test_a_folder_that_is_no_finished_worktree_is_left_alone(toy: Catalog) -> No
     (folder / "vllm").mkdir(parents=True)
     (folder / "vllm/mine.py").touch()
     for call in (opened, exported):
-        with pytest.raises(errors.BadInput, match="no worktree that was finished"):
+        with pytest.raises(errors.BadInput, match="no worktree that was finished") as caught:
             call(toy)
+        assert caught.value.hint == f"make it anew; what is in it is lost: {DISCARD}"
     assert (folder / "vllm/mine.py").exists()
     assert not (opened(toy, discard=True) / "vllm/mine.py").exists()
 
@@ -183,6 +190,44 @@ def test_an_interrupt_while_it_is_made_leaves_no_worktree(toy: Catalog, monkeypa
     assert not worktree.place(toy, "toy", RELEASE).exists()
     monkeypatch.undo()
     opened(toy)
+
+
+GIT = """\
+#!/bin/sh
+# a git that starts another program, and both write until they are ended
+trap 'exit 1' TERM
+(while :; do echo x > inner.$$; sleep 0.02; done) &
+while :; do echo x > outer; sleep 0.02; done
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, None])
+def test_an_interrupted_or_late_git_is_gone_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals | None
+) -> None:
+    git.execute(tmp_path, "version")
+    folder = tmp_path / "tree"
+    for made in (folder, tmp_path / "bin"):
+        made.mkdir()
+    program = tmp_path / "bin/git"
+    program.write_text(GIT)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    begun = time.monotonic()
+    if number:
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            git.execute(folder, "status")
+    else:
+        code, _, problem = git.execute(folder, "status", seconds=1)
+        assert (code, problem) == (-signal.SIGKILL, "no answer within 1 s\n")
+    assert time.monotonic() - begun < 4
+    assert {path.name.partition(".")[0] for path in folder.iterdir()} == {"inner", "outer"}
+    shutil.rmtree(folder)
+    time.sleep(0.1)
+    assert not folder.exists()
+    assert threading.active_count() == 1 or not any("Timer" in each.name for each in threading.enumerate())
 
 
 def test_without_git_it_says_what_is_missing(toy: Catalog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -239,6 +284,20 @@ def test_a_dry_run_and_a_finding_write_nothing(toy: Catalog) -> None:
         (PATH, SECOND + b"<<<<<<< a\n", "vllm/twins.py:16: a conflict marker: <<<<<<< a"),
         (PATH, SECOND + b"||||||| b\n", "vllm/twins.py:16: a conflict marker"),
         (PATH, SECOND + b">>>>>>> c\r\n", "vllm/twins.py:16: a conflict marker"),
+        (PATH, SECOND + b"<<<<<<<\tHEAD\n", "vllm/twins.py:16: a conflict marker"),
+        (PATH, SECOND + b"<<<<<<<HEAD\n", "vllm/twins.py:16: a conflict marker: <<<<<<<HEAD"),
+        (PATH, SECOND + b"=======\n", "vllm/twins.py:16: a conflict marker: ======="),
+        (PATH, SECOND + b"=======\r\n", "vllm/twins.py:16: a conflict marker: ======="),
+        (PATH, SECOND + b"<<<<<<<<< longer\n", "vllm/twins.py:16: a conflict marker"),
+        (PATH, SECOND + b"    >>>>>>> indented\n", "vllm/twins.py:16: a conflict marker"),
+        *(
+            (f"vllm/sub/{name}", b"x\n", f"vllm/sub/{name}: left by an editor or a merge")
+            for name in ("#a.py#", "4913", "a.py.swo", "a.py~", "a.py.bak")
+        ),
+        *(
+            (f"vllm/sub/{name}", b"x\n", f"vllm/sub/{name.partition('/')[0]}: a hidden file or folder")
+            for name in (".a.py.swo", ".DS_Store", ".#a.py", ".git/config", ".idea/x.xml")
+        ),
         ("notes.txt", b"mine\n", "notes.txt: outside of vllm/"),
         ("vllm/twins.py.orig", b"x\n", "vllm/twins.py.orig: left by an editor or a merge"),
         ("vllm/twins.py.rej", b"x\n", "vllm/twins.py.rej: left by an editor or a merge"),
@@ -247,12 +306,97 @@ def test_a_dry_run_and_a_finding_write_nothing(toy: Catalog) -> None:
 )
 def test_what_no_edition_can_hold_is_refused(toy: Catalog, path: str, data: bytes, problem: str) -> None:
     folder = opened(toy)
+    (folder / path).parent.mkdir(exist_ok=True)
     (folder / path).write_bytes(data)
     before = snapshot(toy.root)
     with pytest.raises(errors.BadInput) as caught:
         exported(toy)
     assert problem in caught.value.message
     assert snapshot(toy.root) == before
+
+
+def test_lines_that_were_there_before_and_other_rules_are_no_markers() -> None:
+    rule = b"=======\n" + BEFORE
+    after = rule + b'"""A heading\n=========\n\n>>> x << 7\n\nnote\n======\n"""\n'
+    assert list(leftovers.problems({PATH: rule}, {PATH: after})) == []
+
+
+def test_other_files_and_deletions_are_findings_until_they_are_confirmed(
+    toy: Catalog, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the cache has what the wheel has, and a wheel that could say what it has not is out of reach
+    monkeypatch.setattr(
+        wheel, "read", lambda _, paths, **__: {path: SOURCES[path] for path in paths if path in SOURCES}
+    )
+    folder = opened(toy)
+    (folder / PATH).write_bytes(OTHER)
+    (folder / "vllm/config.json").unlink()
+    (folder / "vllm/new.py").write_bytes(b"x = 1\n")
+    before = snapshot(toy.root)
+    told = exported(toy, prove=found("must not be asked"))
+    assert [(file.what, file.path) for file in told.files] == [
+        ("deleted", "vllm/config.json"),
+        ("new", "vllm/new.py"),
+        ("changed", PATH),
+    ]
+    assert [finding.problem for finding in told.findings] == [
+        "deletes vllm/config.json, which the edition for 0.31.0 does not",
+        "vllm/new.py is new, and the edition for 0.31.0 does not touch it",
+    ]
+    assert told.findings[0].hint == "if it is meant: ./inv patch.export toy --release 0.31.0 --files"
+    assert snapshot(toy.root) == before
+    confirmed = export.export(toy, "toy", RELEASE, reporter=QUIET, prove=probed, files=True)
+    show_authoring.show_export(confirmed, dry_run=False, json=False)
+    assert capsys.readouterr().out.startswith(
+        "deleted  vllm/config.json\nnew      vllm/new.py\nchanged  vllm/twins.py\n"
+    )
+    made = catalog.load(toy.root)
+    assert made.patches["toy"].editions[RELEASE].files.keys() == {PATH, "vllm/config.json", "vllm/new.py"}
+    (folder / PATH).write_bytes(SECOND)
+    assert exported(made).written, "the edition has these files now"
+
+
+def test_a_deletion_in_a_first_edition_and_one_instead_of_a_change_are_findings(toy: Catalog) -> None:
+    (opened(toy) / PATH).unlink()
+    (finding,) = exported(toy).findings
+    assert finding.problem == f"deletes {PATH}, which the edition for 0.31.0 does not"
+    described = toy.root / "patches/toy/patch.yaml"
+    described.write_text(described.read_text().partition("editions:")[0])
+    (finding,) = exported(catalog.load(toy.root)).findings
+    assert finding.problem == f"deletes {PATH}, which an edition before does not"
+
+
+@pytest.mark.parametrize("how", ["no record", "wrong pre", "wrong sha256"])
+def test_an_edition_whose_record_is_wrong_is_not_unchanged(toy: Catalog, how: str) -> None:
+    folder = opened(toy)
+    right = snapshot(toy.root)
+    described = toy.root / "patches/toy/patch.yaml"
+    edition = toy.patches["toy"].editions[RELEASE]
+    text = described.read_text()
+    hashes = {"wrong pre": edition.files[PATH].pre, "wrong sha256": edition.sha256}
+    wrong = text.partition("editions:")[0] if how == "no record" else text.replace(str(hashes[how]), "f" * 64)
+    described.write_text(wrong)
+    assert wrong != text
+    told = exported(catalog.load(toy.root))
+    assert (told.changed, told.written, told.findings) == (True, True, ())
+    assert catalog.load(toy.root).patches["toy"].editions == {RELEASE: edition}
+    assert snapshot(toy.root).keys() == right.keys()
+    assert (folder / PATH).read_bytes() == SECOND
+
+
+def test_a_mode_is_left_out_and_named(toy: Catalog, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = opened(toy)
+    (folder / "vllm/config.json").chmod(0o755)
+    told = exported(toy)
+    assert (told.changed, told.left_out) == (
+        False,
+        (("vllm/config.json", "mode only: an edition holds contents, not modes"),),
+    )
+    show_authoring.show_export(told, dry_run=False, json=False)
+    assert "left out vllm/config.json: mode only" in capsys.readouterr().out
+    (folder / PATH).write_bytes(BEFORE)
+    with pytest.raises(errors.BadInput, match=r"but what an edition cannot hold, the mode of vllm/config\.json"):
+        exported(toy)
 
 
 def test_a_link_is_refused(toy: Catalog) -> None:
@@ -279,14 +423,17 @@ def test_what_is_shown_to_a_person(toy: Catalog, capsys: pytest.CaptureFixture[s
         f"  discard {DISCARD}",
     ]
     show_authoring.show_export(exported(toy), dry_run=False, json=False)
-    assert capsys.readouterr().out == "unchanged: patches/toy/0.31.0.patch is already this, byte for byte\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "changed  vllm/twins.py",
+        "unchanged: patches/toy/0.31.0.patch and its hashes are already this",
+    ]
     (folder / PATH).write_bytes(FIRST)
     with pytest.raises(errors.Findings, match="was not written: 1 finding"):
         show_authoring.show_export(exported(toy), dry_run=False, json=True)
     assert json.loads(capsys.readouterr().out)["findings"][0]["where"] == "patches/toy on 0.31.0"
     (folder / PATH).write_bytes(OTHER)
     show_authoring.show_export(exported(toy), dry_run=False, json=False)
-    assert capsys.readouterr().out.startswith("wrote patches/toy/0.31.0.patch and its hashes")
+    assert "\nwrote patches/toy/0.31.0.patch and its hashes" in capsys.readouterr().out
 
 
 # check

@@ -15,7 +15,9 @@ from authoring_support import (
     QUIET,
     SECOND,
     SOURCES,
+    TWIN,
     add,
+    give,
     hold,
     load,
     probed,
@@ -24,6 +26,7 @@ from authoring_support import (
 from git import Repo
 
 from kiln import catalog, errors, git
+from kiln.authoring import export
 from kiln.port import run
 from kiln.port.run import Ported, Wanted
 from kiln.tasks.show_port import show_port
@@ -88,6 +91,58 @@ def test_a_twin_is_not_written_to(toy: Catalog, capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     assert "second is no longer in this file" in out
     assert "    -def second():" in out
+
+
+def refused(loaded: Catalog, folder: Path) -> str:
+    """Return why export takes none of what a port left in a worktree."""
+    before = snapshot(loaded.root)
+    with pytest.raises(errors.BadInput) as caught:
+        export.export(loaded, "toy", TO, reporter=QUIET, prove=probed)
+    assert folder.is_dir()
+    assert snapshot(loaded.root) == before
+    return caught.value.message
+
+
+def test_what_may_be_misplaced_stands_between_markers_until_a_person_has_decided(toy: Catalog) -> None:
+    """The function that the change is for is gone, and git takes the other one."""
+    more = b"return total + 1\n\n\nEND"
+    give(toy.root, "toy", git.diff({PATH: BEFORE}, {PATH: BEFORE.replace(b"return total\n\n\nEND", more)}), BEFORE)
+    toy = catalog.load(toy.root)
+    released(toy, ONLY_FIRST)
+    folder = port(toy).worktree
+    assert folder
+    lines = (folder / PATH).read_text().splitlines()
+    at = lines.index("def first(x=0):") + 4
+    assert lines[at : at + 4] == ["<<<<<<< 0.32.0", "    return total", "=======", "    return total + 1"]
+    assert lines[at + 4].startswith(
+        ">>>>>>> 0.31.0, with the patch: second is no longer in this file; the change would"
+    )
+    assert lines[at + 4].endswith("it was made for second; is this right?")
+    assert lines[at + 5 :] == ["", "", "END = True"]
+    assert "a conflict marker" in refused(toy, folder)
+    (toy.root / "patches/toy/probe.py").write_text(PROBE.replace('at["second"]()', 'at.get("second", int)()'))
+    (folder / PATH).write_bytes(ONLY_FIRST + TWIN.replace(b"NAME", b"second").replace(b"= 0", b"= 1"))
+    told = export.export(toy, "toy", TO, reporter=QUIET, prove=probed)
+    assert (told.written, told.findings) == (True, ())
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_half_of_a_patch_stands_between_markers_too(toy: Catalog, *, missing: bool) -> None:
+    """A file that the release has the change of, or has no more, has nothing to mark: the others have."""
+    other = "vllm/sub/other.py"
+    old, new = SOURCES[other], SOURCES[other].replace(b"# line 15\n", b"# fifteen\n")
+    both = git.diff({PATH: BEFORE, other: old}, {PATH: SECOND, other: new})
+    give(toy.root, "toy", both, of={PATH: BEFORE, other: old})
+    tree = SOURCES | {PATH: LATER, other: new}
+    hold(toy.root, tree, TO)
+    if missing:
+        (toy.state / "sources" / toy.releases.releases[TO].wheel.sha256 / other).unlink()
+        hold(toy.root, {path: data for path, data in tree.items() if path != other}, TO)
+    made = port(catalog.load(toy.root))
+    assert (made.state, bool(made.problems)) == ("conflict", True)
+    assert made.worktree
+    assert "a conflict marker: <<<<<<< 0.32.0" in refused(catalog.load(toy.root), made.worktree)
+    assert (made.worktree / PATH).read_bytes().count(b"<<<<<<< ") == 1
 
 
 def test_a_conflict_is_left_in_a_worktree_with_what_upstream_did(
@@ -178,11 +233,29 @@ def test_the_edition_is_the_nearest_below_or_the_one_that_is_named(toy: Catalog)
     assert sources.origin(patch, "0.32.0", "0.9.0") == "0.9.0"
 
 
+def test_what_is_still_to_be_written_is_said_before_anything_is_done(toy: Catalog) -> None:
+    probe = toy.root / "patches/toy/probe.py"
+    probe.write_text('print("red: this probe is not written yet")\n')
+    with pytest.raises(errors.BadInput, match=r"patches/toy/probe\.py: is still the skeleton") as caught:
+        port(toy)
+    assert caught.value.hint == (
+        "make it red without the patch and green with it: patches/toy/probe.py; then the same command again"
+    )
+    assert not (toy.state / "work").exists()
+    described = toy.root / "patches/toy/patch.yaml"
+    described.write_text(described.read_text().replace('">=0.31.0"', '"==0.31.0"'))
+    with pytest.raises(errors.BadInput, match=r"not needed on 0\.32\.0") as caught:
+        port(catalog.load(toy.root))
+    assert "let applies.releases of patches/toy/patch.yaml cover 0.32.0" in caught.value.hint
+
+
 def test_what_cannot_be_asked_for_is_bad_input(toy: Catalog) -> None:
     with pytest.raises(errors.BadInput, match="unknown patch 'tyo'"):
         port(toy, "tyo")
     with pytest.raises(errors.BadInput, match=r"unknown release '9\.9\.9'"):
         port(toy, to="9.9.9")
+    with pytest.raises(errors.BadInput, match="--id is missing; known: toy\n--to is missing; known: "):
+        port(toy, "", to="")
     with pytest.raises(errors.BadInput, match=r"not needed on 0\.24\.0"):
         port(toy, to="0.24.0")
     with pytest.raises(errors.BadInput, match=r"no edition for 0\.30\.0; editions: 0\.31\.0"):

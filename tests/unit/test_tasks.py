@@ -460,3 +460,35 @@ def test_a_smoke_run_that_did_not_pass_is_exit_code_7(
         show.show_smoke(smoke(*checks), Path("e.json"), json=True)
     assert caught.value.exit_code == 7
     assert json.loads(capsys.readouterr().out)["passed"] is False
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("patch.export", "--check", "gfx942-index-topk-pn"),
+        ("patch.export", "--check", "--release", "0.31.0", "gfx942-index-topk-pn", "--json"),
+        ("patch.export", "gfx942-index-topk-pn", "--check"),
+        ("patch.explain", "--json", "gfx942-index-topk-pn"),
+    ],
+)
+def test_a_bare_id_may_stand_after_flags(ran: Ran, argv: tuple[str, ...]) -> None:
+    code, _, err = ran(*argv)
+    assert code == 2
+    assert "unknown patch 'gfx942-index-topk-pn'; did you mean 'gfx942-index-topk-pin'?" in err
+
+
+def test_a_second_bare_word_is_no_id_and_a_value_is_none_either(ran: Ran) -> None:
+    code, _, err = ran("patch.explain", "gfx942-index-topk-pin", "more")
+    assert (code, "unknown task 'more'" in err) == (2, True)
+    code, _, err = ran("patch.explain", "--id", "gfx942-index-topk-pin", "more")
+    assert (code, "unknown task 'more'" in err) == (2, True)
+    code, _, err = ran("patch.edit", "--release", "0.31")
+    assert (code, "--id is missing; known: " in err) == (2, True)
+
+
+def test_what_is_missing_is_named_by_its_flag(ran: Ran, tmp_path: Path) -> None:
+    code, _, err = ran("patch.port", "gfx942-index-topk-pin")
+    assert (code, "--to is missing; known: " in err) == (2, True)
+    (tmp_path / "x.diff").touch()
+    code, _, err = ran("patch.new", "--from", str(tmp_path / "x.diff"))
+    assert (code, "✗ --id is missing: the name of the new patch\n" in err) == (2, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from dataclasses import replace
@@ -43,6 +44,7 @@ def accept(  # noqa: PLR0913 - what is written, what for, and how it is shown an
 ) -> tuple[Finding, ...]:
     """Write an edition and its record in patch.yaml if nothing at all speaks against it; return what does.
 
+    Later editions of the release that change the same files are made again on top of it, proven and written with it.
     Raises BadInput for unknown names, Missing where it cannot be proven here: then nothing is written either.
     """
     base.known(catalog, patch_id, release)
@@ -51,19 +53,20 @@ def accept(  # noqa: PLR0913 - what is written, what for, and how it is shown an
     if edition is None:
         return findings
     own = drafts.with_edition(catalog, patch_id, release, data=data, edition=edition)
-    with reporter.step(f"{patch_id} on {release}: lint, and every series that holds it"):
-        carried = carry.later(catalog, patch_id, release, own, paths=edition.files)
-    ids = (patch_id, *carried.ids)
-    with drafts.candidate(catalog, carried.contents) as made:
-        findings = carried.findings or (*unproven(made, ids), *_linted(catalog, made, ids, release))
-        findings = findings or tuple(clashes(made, patch_id, release))
+    with contextlib.ExitStack() as stack:
+        with reporter.step(f"{patch_id} on {release}: lint, and every series that holds it"):
+            carried = carry.later(catalog, patch_id, release, own, paths=edition.files)
+            ids = (patch_id, *carried.ids)
+            made = stack.enter_context(drafts.candidate(catalog, carried.contents))
+            findings = carried.findings or (*unproven(made, ids), *_linted(catalog, made, ids, release))
+            findings = findings or tuple(clashes(made, patch_id, release))
         findings = findings or _proven(made, ids, release, lambda found: prove(made, found, reporter))
     if findings:
         return findings
-    for each in carried.ids:
-        reporter.note(f"{edition_path(each, release)} {'would be' if dry_run else 'is'} made again on top of it")
     if not dry_run:
         _write(catalog.root, carried.contents, before)
+    for each in carried.ids:
+        reporter.note(f"{edition_path(each, release)} {'would be' if dry_run else 'was'} made again on top of it")
     return ()
 
 

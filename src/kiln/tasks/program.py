@@ -13,16 +13,16 @@ import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from invoke.exceptions import Exit, ParseError
-from invoke.parser.context import ParserContext
 from invoke.program import Program
 
 from kiln import __version__, errors
 from kiln.tasks.command import BROKEN_PIPE, drop_unwritable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from invoke.parser.argument import Argument
+    from invoke.parser.context import ParserContext
 
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal
 _CLEAN = "containers and half-made files have been removed"
@@ -80,17 +80,23 @@ class KilnProgram(Program):
         Invoke's positional arguments would take `TASK --help` for a value.
         """
         tasks = {name: self.collection[name] for name in self.collection.task_names}
-        flags: Mapping[str, Argument] = {}
+        valued: set[str] = set()
         waits = is_value = False
         for word in words:
             if is_value:
                 is_value = False
             elif word.startswith("-"):
-                is_value = word in flags and flags[word].takes_value
+                is_value = word in valued
                 waits = waits and word.partition("=")[0] != "--id"
             elif word in tasks:
-                flags = ParserContext(args=tasks[word].get_arguments()).flags
-                waits = "id_" in inspect.signature(tasks[word].body).parameters
+                # not task.get_arguments(), after which Invoke has no help for them any more
+                given = inspect.signature(tasks[word].body).parameters
+                valued = {
+                    f"--{name.strip('_').replace('_', '-')}"
+                    for name, each in given.items()
+                    if each.kind is each.KEYWORD_ONLY and not isinstance(each.default, bool)
+                }
+                waits = "id_" in given
             elif waits:
                 waits = False
                 yield "--id"
