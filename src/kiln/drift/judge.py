@@ -203,6 +203,9 @@ class Judge:
         told = f"vLLM has it since {cell.first}, says the catalog"
         if subject.column.in_catalog:
             return replace(cell, says=f"{told}, and ./inv patch.prove shows it on this release")
+        if subject.column.kind == "image" and subject.version in self._catalog.releases.releases:
+            shown = f"./inv patch.prove shows it on {subject.version}, which the image says it is"
+            return replace(cell, says=f"{told}; {shown}; the image's own files were not looked at for it")
         green = self._probe(patch, subject)
         if green:
             return replace(cell, says=f"{told}, and its probe is green here")
