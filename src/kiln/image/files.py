@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
 
 _PYTHONS = tuple(f"python3.{minor}" for minor in range(15, 9, -1))
-_PREFIXES = ("/usr/local", "/usr", "/opt/venv", "/opt/python", "/app/.venv")
+_PATH = "/usr/local/bin:/usr/bin"  # where an image's PATH does not say, a program is looked for there
 _BUILT = "/opt/kiln/ledger.json"
 _VERSION = re.compile(rb"^__version__ = version = '([^'\n]{1,80})'$", re.MULTILINE)
 
@@ -58,14 +58,15 @@ def opened(client: DockerClient, image: str) -> Iterator[ImageFiles]:
         raise errors.Missing(f"{image}: no such image in this engine", hint=f"docker pull {image}") from error
     except DockerException as error:
         raise errors.Missing(f"{image}: the engine does not give its files: {error}") from error
-    raise errors.Missing(f"{image}: no vllm/_version.py under {', '.join(_PREFIXES)}, or its environment's folders")
+    raise errors.Missing(f"{image}: no vllm/_version.py beside the Pythons of its PATH and VIRTUAL_ENV")
 
 
 def _places(container: Container) -> Iterator[str]:
-    """Yield the folders in which Python finds packages: those of the image's PATH and VIRTUAL_ENV first."""
+    """Yield the folders in which the Pythons of the image's VIRTUAL_ENV and PATH find packages, in that order."""
     settings = dict(entry.partition("=")[::2] for entry in container.attrs["Config"]["Env"] or ())
-    bins = [folder.removesuffix("/bin") for folder in settings.get("PATH", "").split(":") if folder.endswith("/bin")]
-    for prefix in dict.fromkeys((settings.get("VIRTUAL_ENV", ""), *bins, *_PREFIXES)):
+    path = f"{settings.get('PATH', '')}:{_PATH}".split(":")
+    bins = [folder.removesuffix("/bin") for folder in path if folder.endswith("/bin")]
+    for prefix in dict.fromkeys((settings.get("VIRTUAL_ENV", ""), *bins)):
         if prefix.startswith("/"):
             yield f"{prefix}/lib/python3/dist-packages"
             for python in _PYTHONS:
