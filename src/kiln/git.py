@@ -47,7 +47,8 @@ _DIFF = (
 
 def apply(tree: Path, editions: Sequence[Path]) -> process.Result:
     """Apply unified diffs, one after the other, to the files under `tree`, which is in no repository."""
-    return _git(tree, "apply", "-p1", "--whitespace=nowarn", *map(str, editions))
+    code, out, problem = execute(tree, "apply", "-p1", "--whitespace=nowarn", *map(str, editions))
+    return process.Result(code=code, stdout=out.decode("utf-8", "replace"), stderr=problem)
 
 
 def diff(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bytes:
@@ -56,14 +57,14 @@ def diff(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bytes:
         tree = Path(name).resolve() / "tree"
         out = tree.with_name("out.patch")
         write(tree, before)
-        _ask(tree, "init", "--quiet", "--template=", "--object-format=sha1")
-        _ask(tree, "add", "--force", "--all", ".")
+        ask(tree, "init", "--quiet", "--template=", "--object-format=sha1")
+        ask(tree, "add", "--force", "--all", ".")
         for path in before.keys() - after.keys():
             (tree / path).unlink()
         write(tree, after)
         if created := sorted(after.keys() - before.keys()):
-            _ask(tree, "add", "--force", "--intent-to-add", "--", *created)
-        _ask(tree, *_DIFF, f"--output={out}")
+            ask(tree, "add", "--force", "--intent-to-add", "--", *created)
+        ask(tree, *_DIFF, f"--output={out}")
         return out.read_bytes()
 
 
@@ -133,24 +134,6 @@ def _ended(child: Git.AutoInterrupt, seconds: float) -> tuple[int, bytes, bytes]
 def _end(child: Git.AutoInterrupt, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, number)
-
-
-def _ask(tree: Path, *words: str) -> None:
-    if (done := _git(tree, *words)).code:
-        raise process.failed(("git", *words), done.code, done.stderr)
-
-
-def _git(tree: Path, *words: str) -> process.Result:
-    argv = ("git", *(word for setting in _SETTINGS for word in ("-c", setting)), *words)
-    try:
-        return process.run(argv, env=_environment(tree), cwd=tree, timeout_s=_TIMEOUT_S)
-    except errors.Missing as error:
-        raise errors.Missing(error.message, hint="install git: apt-get install git") from error
-
-
-def _environment(tree: Path) -> dict[str, str]:
-    """Return an environment in which no configuration file is read and no repository above `tree` is found."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | _scrubbed(tree)
 
 
 def _scrubbed(tree: Path) -> dict[str, str]:

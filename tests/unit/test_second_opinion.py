@@ -89,7 +89,7 @@ def test_settings_of_the_machine_and_a_repository_around_change_nothing(
     around.mkdir()
     monkeypatch.setenv("TMPDIR", str(around))
     monkeypatch.setattr("tempfile.tempdir", None)
-    git._ask(around, "init", "--quiet")
+    git.ask(around, "init", "--quiet")
     (around / ".gitattributes").write_text("* binary\n")
     for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
         monkeypatch.setenv(name, str(hostile))
