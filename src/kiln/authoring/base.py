@@ -6,10 +6,6 @@ from typing import TYPE_CHECKING
 
 from kiln import errors
 from kiln import plan as planning
-from kiln.image import rehearsal
-from kiln.patching import errors as patching_errors
-from kiln.patching import plan as patching
-from kiln.patching.outcomes import Outcome
 from kiln.patching.tree import Directory, Memory
 from kiln.proof import trees
 from kiln.upstream import wheel
@@ -74,12 +70,6 @@ def left_by(catalog: Catalog, release: str, ids: tuple[str, ...], paths: Iterabl
 
 def after(catalog: Catalog, release: str, ids: tuple[str, ...], state: dict[str, bytes]) -> dict[str, bytes]:
     """Return files with patches applied to them; raises NotApplied, the files named."""
-    try:
-        done = patching.plan(rehearsal.series_of(catalog, release, ids), Memory(state))
-    except patching_errors.PatchingError as error:
-        raise errors.NotApplied(f"{', '.join(ids)} on {release}: {error.message}", hint=error.hint) from error
-    if done.report.outcome is not Outcome.APPLIED:
-        raise errors.NotApplied("\n".join(rehearsal.describe(done.report)), hint="./inv patch.lint")
-    changed = {write.path: write.data for write in done.writes}
+    changed = trees.applied(catalog, release, ids, Memory(state))
     left = {path: data for path, data in state.items() if path not in changed}
     return left | {path: data for path, data in changed.items() if data is not None}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kiln.catalog import Catalog
+    from kiln.patching.tree import Tree
 
 # the minimax_m3 tool parser of 0.27.0 and later calls this one from Python
 _COMPILED = "_rust_tool_parser.abi3.so"
@@ -74,13 +75,7 @@ def patched(catalog: Catalog, release: str, patches: Sequence[str], target: Path
     source = released(catalog, release)
     if not patches:
         return source
-    try:
-        outcome = patching.plan(rehearsal.series_of(catalog, release, patches), Directory(source))
-    except patching_errors.PatchingError as error:
-        raise errors.NotApplied(f"{', '.join(patches)} on {release}: {error.message}", hint=error.hint) from error
-    if outcome.report.outcome is not Outcome.APPLIED:
-        raise errors.NotApplied("\n".join(rehearsal.describe(outcome.report)), hint="./inv patch.lint")
-    changed = {Path(write.path): write.data for write in outcome.writes}
+    changed = {Path(path): data for path, data in applied(catalog, release, patches, Directory(source)).items()}
     opened = {Path(), *(folder for path in changed for folder in path.parents)}
     for folder in sorted(opened):
         (target / folder).mkdir(parents=True, exist_ok=True)
@@ -92,6 +87,17 @@ def patched(catalog: Catalog, release: str, patches: Sequence[str], target: Path
         if data is not None:
             (target / path).write_bytes(data)
     return target
+
+
+def applied(catalog: Catalog, release: str, patches: Sequence[str], tree: Tree) -> dict[str, bytes | None]:
+    """Return the files of a tree that patches change, None for deleted ones; raises NotApplied, the files named."""
+    try:
+        done = patching.plan(rehearsal.series_of(catalog, release, patches), tree)
+    except patching_errors.PatchingError as error:
+        raise errors.NotApplied(f"{', '.join(patches)} on {release}: {error.message}", hint=error.hint) from error
+    if done.report.outcome is not Outcome.APPLIED:
+        raise errors.NotApplied("\n".join(rehearsal.describe(done.report)), hint="./inv patch.lint")
+    return {write.path: write.data for write in done.writes}
 
 
 def _needed(name: str) -> bool:
