@@ -112,10 +112,11 @@ class Handler(BaseHTTPRequestHandler):
             self.server.crowd += 1
         try:
             time.sleep(0.002)
-            self.answer(self.server.lie.reply(self.truth(asked)))
+            reply = self.server.lie.reply(self.truth(asked))
         finally:
-            with self.server.lock:
+            with self.server.lock:  # before the answer: who has it may ask again at once, and is no crowd
                 self.server.crowd -= 1
+        self.answer(reply)
 
     def truth(self, asked: dict[str, Any]) -> Reply:
         user = [message for message in asked["messages"] if message["role"] == "user"][-1]
