@@ -20,7 +20,7 @@ _NAMES = re.compile(r"#.*#|4913|Thumbs\.db")  # emacs; vim, which tries whether 
 
 def problems(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> Iterator[str]:
     """Yield what keeps files from being an edition, each with its place; what was there before may stay."""
-    yield from dict.fromkeys(filter(None, (_name(path, path in before) for path in sorted({*before, *after}))))
+    yield from dict.fromkeys(filter(None, (_name(path, known=path in before) for path in sorted({*before, *after}))))
     for path, data in after.items():
         known = frozenset(io.BytesIO(before.get(path, b"")))
         for number, line in enumerate(io.BytesIO(data), 1):
@@ -28,7 +28,7 @@ def problems(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> Iterato
                 yield f"{path}:{number}: a conflict marker: {line.strip().decode('utf-8', 'replace')[:80]}"
 
 
-def _name(path: str, known: bool) -> str:  # noqa: FBT001
+def _name(path: str, *, known: bool) -> str:
     """Return what is wrong with a changed file by its path, "" for nothing."""
     try:
         paths.target(path)

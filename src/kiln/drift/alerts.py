@@ -62,7 +62,10 @@ def plan(report: Report, existing: Sequence[Issue], *, whole: bool) -> tuple[Act
     known = _by_key(existing)
     kept = (action for item in wanted.values() for action in _keep(item, known.get(item.key, ())))
     gone = (
-        issue for key, issues in known.items() if key not in wanted and _over(key, report, whole) for issue in issues
+        issue
+        for key, issues in known.items()
+        if key not in wanted and _over(key, report, whole=whole)
+        for issue in issues
     )
     return (*kept, *_close(gone))
 
@@ -126,7 +129,7 @@ def _close(issues: Iterable[Issue]) -> Iterator[Action]:
             yield Action(kind="close", number=issue.number, title=issue.title, body=issue.body)
 
 
-def _over(key: str, report: Report, whole: bool) -> bool:  # noqa: FBT001
+def _over(key: str, report: Report, *, whole: bool) -> bool:
     """Say whether this report looked at the fact of `key`, which it does not name any more."""
     if any(key.endswith(f"@{column}") for column in attention.unread(report)):
         return False

@@ -78,7 +78,7 @@ def _pairs(tree: ast.Module) -> dict[str, str]:
     if "FlexibleArgumentParser" not in classes:
         raise Unreadable(f"{PARSER}: no class FlexibleArgumentParser")
     found: dict[str, str] = {}
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) > 2):  # noqa: PLR2004
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args[2:]):
         if not isinstance(call.func, ast.Attribute) or call.func.attr != "register" or _text(call.args[0]) != "action":
             continue
         action = classes.get(ast.unparse(call.args[2]))

@@ -173,7 +173,7 @@ def _variable(name: str, value: ast.expr) -> Setting:
         function = ast.unparse(node.func)
         if function in {"os.getenv", "os.environ.get", "env_with_choices"}:
             defaults.add(_constant(node.args[1]) if len(node.args) > 1 else None)
-        if function == "env_with_choices" and len(node.args) > 2 and isinstance(node.args[2], ast.List):  # noqa: PLR2004
+        if function == "env_with_choices" and node.args[2:] and isinstance(node.args[2], ast.List):
             items = [_constant(item) for item in node.args[2].elts]
             choices = tuple(item for item in items if item is not None) if None not in items else ()
     return Setting(default=defaults.pop() if len(defaults) == 1 else None, choices=choices)
