@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kiln import catalog
+from kiln.lock import run as locking
+from kiln.report import Reporter
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -51,3 +55,13 @@ def edit(catalog_copy: Path) -> Callable[[str, str, str], None]:
         path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
     return edit
+
+
+@pytest.fixture
+def relock(catalog_copy: Path) -> Callable[[], None]:
+    """Return relock(), which does to the copy what `./inv lock --offline` does, after an edit of its images."""
+
+    def relock() -> None:
+        locking.run(catalog.load(catalog_copy, locked=False), locking.Wish(offline=True), Reporter(quiet=True))
+
+    return relock

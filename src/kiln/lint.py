@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from kiln import errors, git, plan
-from kiln.catalog import edition_path
+from kiln.catalog import edition_path, lint_installs
 from kiln.catalog import lint as catalog_lint
 from kiln.errors import Finding
 from kiln.image.rehearsal import DISTRIBUTION
@@ -29,7 +29,11 @@ _MAKE_AGAIN = "make it again from the release's files: git diff --full-index, a/
 
 
 def patches(catalog: Catalog) -> Iterator[Finding]:
-    """Yield what is wrong with patches: their own files, their editions on real files, and the series they make."""
+    """Yield what is wrong with patches: their own files, their editions on real files, and the series they make.
+
+    And with installs and pins, which patches are for.
+    """
+    yield from lint_installs.findings(catalog)
     yield from catalog_lint.patches(catalog)
     for release in catalog.releases.releases:
         yield from editions(catalog, release)

@@ -9,6 +9,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from kiln import errors, recipe
+from kiln.catalog import installs, lock_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ class Target:
     @property
     def slug(self) -> str:
         """The name of the target in files and tags."""
-        return f"{self.model.rsplit('/', 1)[-1].lower()}-{self.variant}-{self.arch}-{self.release}"
+        return slug(model=self.model, variant=self.variant, arch=self.arch, release=self.release)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,10 @@ class PatchUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """The upstream image of a real target; `digest` is that of the linux/amd64 manifest, None when unknown."""
+    """The upstream image of a real target, as locked.
+
+    `digest` is that of the linux/amd64 manifest, None when unknown; `verified` says that a registry has confirmed it.
+    """
 
     kind: Literal["rocm", "cuda"]
     repository: str
@@ -66,12 +70,16 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything a target resolves to; `twin` is set where the release can be built without a GPU."""
+    """Everything a target resolves to; `twin` is set where the release can be built without a GPU.
+
+    `installs` is what the real image gets over its base; `pins` are those of the image with it.
+    """
 
     target: Target
     image: Image
     wheel: records.WheelPin
     pins: tuple[tuple[str, str], ...]
+    installs: tuple[records.Install, ...]
     twin: records.Twin | None
     no_twin_because: str
     series: tuple[PatchUse, ...]
@@ -84,6 +92,7 @@ class Plan:
             "image": asdict(self.image) | {"reference": self.image.reference},
             "wheel": self.wheel.model_dump(exclude={"index"}),
             "pins": dict(self.pins),
+            "installs": [install.model_dump(mode="json", exclude_none=True) for install in self.installs],
             "twin": self.twin.model_dump(mode="json", exclude=_ADDRESSES) if self.twin else None,
             "no_twin_because": self.no_twin_because or None,
             "series": [asdict(use) | {"files": _files(use)} for use in self.series],
@@ -109,18 +118,25 @@ def make(
     if Version(release) < Version(model_recipe.model.min_vllm_version):
         raise errors.BadInput(f"{model} needs vLLM {model_recipe.model.min_vllm_version} or newer, not {release}")
     pins = catalog.releases.releases[release]
+    chosen = _installs(catalog, variant=variant, arch=arch, release=release)
     target = Target(model=model, variant=variant, arch=arch, product=product, release=release)
     arch_record = catalog.releases.arches[arch]
     return Plan(
         target=target,
-        image=_image(pins, arch_record),
+        image=_image(catalog.lock, pins, arch_record),
         wheel=pins.wheel,
-        pins=tuple(_pins(pins, arch_record)),
+        pins=tuple(_pins(pins, arch_record, chosen).items()),
+        installs=chosen,
         twin=pins.twin,
         no_twin_because=pins.no_twin_because or "",
         series=tuple(_series(catalog, target)),
         serve=recipe.resolve(model_recipe, variant, (arch_record, product), release),
     )
+
+
+def slug(*, model: str, variant: str, arch: str, release: str) -> str:
+    """Return the name of a target that may be impossible to plan."""
+    return f"{model.rsplit('/', 1)[-1].lower()}-{variant}-{arch}-{release}"
 
 
 def possible(catalog: Catalog) -> Iterator[tuple[str, str, str, str]]:
@@ -152,9 +168,12 @@ def needed(catalog: Catalog, *, model: str, variant: str, arch: str, release: st
 
 
 def refusals(catalog: Catalog, *, model: str, variant: str, arch: str, release: str) -> Iterator[str]:
-    """Yield why a target cannot be made: patches that clash, lack an edition, or need another pin in the image."""
+    """Yield why a target cannot be made: pins that do not fit, patches that clash, lack an edition or need others."""
     patches = needed(catalog, model=model, variant=variant, arch=arch, release=release)
-    pins = dict(_pins(catalog.releases.releases[release], catalog.releases.arches[arch]))
+    chosen = _installs(catalog, variant=variant, arch=arch, release=release)
+    pins = _pins(catalog.releases.releases[release], catalog.releases.arches[arch], chosen)
+    for problem in installs.misfits(catalog.releases.compatibility, pins):
+        yield f"images/releases.yaml: {problem}"
     yield from clashes(patches)
     for patch in patches:
         if release not in patch.editions:
@@ -229,24 +248,27 @@ def _arches(arches: Mapping[str, records.Arch], spec: records.Variant) -> dict[s
     return {arch: products for arch, products in able.items() if products}
 
 
-def _image(pins: records.ReleasePins, arch: records.Arch) -> Image:
-    stack = pins.rocm if arch.vendor == "amd" else pins.cuda
-    manifest = stack.image.manifest
+def _image(lock: lock_records.Lock, pins: records.ReleasePins, arch: records.Arch) -> Image:
+    pin = pins.rocm.image if arch.vendor == "amd" else pins.cuda.image
+    entry = lock.images.get(pin.reference)
+    manifest = entry.manifest if entry else None
     return Image(
         kind="rocm" if arch.vendor == "amd" else "cuda",
-        repository=stack.image.repository,
-        tag=stack.image.tag,
+        repository=pin.repository,
+        tag=pin.tag,
         digest=manifest.digest if manifest else None,
         confidence=manifest.confidence if manifest else None,
-        verified=bool(manifest and manifest.verified),
+        verified=bool(manifest and manifest.confirmed),
     )
 
 
-def _pins(pins: records.ReleasePins, arch: records.Arch) -> Iterator[tuple[str, str]]:
-    stack = pins.rocm if arch.vendor == "amd" else pins.cuda
-    yield "vllm_commit", pins.commit
-    for name, value in stack.model_dump(exclude={"image"}, exclude_none=True).items():
-        yield name, str(value).lower() if isinstance(value, bool) else str(value)
+def _installs(catalog: Catalog, *, variant: str, arch: str, release: str) -> tuple[records.Install, ...]:
+    stack = installs.stack_of(catalog.releases.releases[release], catalog.releases.arches[arch])
+    return installs.needed(stack, variant=variant, arch=arch)
+
+
+def _pins(pins: records.ReleasePins, arch: records.Arch, chosen: tuple[records.Install, ...]) -> dict[str, str]:
+    return {"vllm_commit": pins.commit} | installs.pins(installs.stack_of(pins, arch), chosen)
 
 
 def _series(catalog: Catalog, target: Target) -> Iterator[PatchUse]:

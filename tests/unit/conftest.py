@@ -10,6 +10,8 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import registry_support
+from lock_world import World
 
 from kiln.upstream import pip_config
 
@@ -132,3 +134,12 @@ editions:
         encoding="utf-8",
     )
     return catalog_copy
+
+
+@pytest.fixture
+def world(toy_catalog: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Return the toy's catalog with a registry of its own, the CUDA image's index on record."""
+    with registry_support.serving(registry_support.Fake()) as registry:
+        made = World(toy_catalog, registry, monkeypatch)
+        made.write(index=made.index)
+        yield made

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from kiln import errors
-from kiln.catalog import records, strict_yaml
+from kiln.catalog import installs, records, strict_yaml
+from kiln.catalog import locked as locks
+from kiln.catalog.lock_records import Lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 RELEASES = Path("images/releases.yaml")
 SERIES = Path("patches/series.yaml")
 CONFIG = "kiln.yaml"
+INSTALL_SCRIPTS = ("build.py", "facts.py", "finish.py", "install.py", "protect.py", "settle.py")
 _TWIN_FILES = ("Dockerfile", "rename.py", "slim.py")
 _BASE_FILES = ("packages.txt", "builder.txt", "finish.sh")
 
@@ -29,11 +32,12 @@ R = TypeVar("R", bound=records.Record)
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """Everything hand-edited that a plan is made from; `state` is where engine, caches and contexts live."""
+    """Everything that a plan is made from; `state` is where engine, caches and contexts live."""
 
     root: Path
     state: Path
     releases: records.Releases
+    lock: Lock
     order: tuple[str, ...]
     patches: dict[str, records.Patch]
     recipes: dict[str, records.Recipe]
@@ -81,7 +85,8 @@ def state_of(root: Path) -> Path:
 def load(root: Path, *, locked: bool = True) -> Catalog:
     """Read every file under `root`; raises one BadInput that lists all problems of all files.
 
-    With `locked=False` a twin may lack its requirements, for who is about to make them.
+    With `locked=False` images/lock.json and the requirements of a twin may be missing or old, for who is about to make
+    them.
     """
     problems: list[str] = []
 
@@ -102,23 +107,58 @@ def load(root: Path, *, locked: bool = True) -> Catalog:
         problems.append("recipes/: holds no ORGANISATION/MODEL.yaml")
     models = [recipe.model.model_id for recipe in recipes]
     problems += [f"recipes/: two recipes are for {name}" for name in sorted(set(models)) if models.count(name) > 1]
-    config_file = Path(os.environ.get("KILN_CONFIG", root / CONFIG))
-    wanted = "KILN_CONFIG" in os.environ or config_file.exists()
-    config = attempt(records.Config, config_file) if wanted else records.Config()
-    if problems or not (releases and series and config):
-        raise errors.BadInput("\n".join(problems))
+    config, wrong = _config(root)
+    lock, damage = _lock(root, locked=locked)
+    problems += [*wrong, *damage]
+    if problems or not (releases and series and config and lock):
+        raise _refused(problems, locked=locked)
     catalog = Catalog(
         root=root,
         state=state_of(root),
         releases=releases,
+        lock=lock,
         order=series.order,
         patches=patches,
         recipes={recipe.model.model_id: recipe for recipe in recipes},
         config=config,
     )
-    if problems := [*_cross_problems(catalog), *_missing_files(catalog, locked=locked)]:
-        raise errors.BadInput("\n".join(problems))
+    stale = locks.problems(releases, lock) if locked else ()
+    if problems := [*_cross_problems(catalog), *_missing_files(catalog, locked=locked), *stale]:
+        raise _refused(problems, locked=locked)
     return catalog
+
+
+def _config(root: Path) -> tuple[records.Config | None, list[str]]:
+    """Return kiln.yaml, or the file that KILN_CONFIG names, its paths made whole; or what is wrong with it."""
+    path = Path(os.environ.get("KILN_CONFIG", root / CONFIG))
+    if "KILN_CONFIG" not in os.environ and not path.exists():
+        return records.Config(), []
+    try:
+        config = read(records.Config, path, root=root)
+    except errors.BadInput as error:
+        return None, [error.message]
+    if config.ca is None:
+        return config, []
+    bundle = path.resolve().parent / config.ca
+    problems = [] if bundle.is_file() else [f"{path.name}: ca: {config.ca}: no such file"]
+    return config.model_copy(update={"ca": bundle}), problems
+
+
+def _lock(root: Path, *, locked: bool) -> tuple[Lock | None, list[str]]:
+    """Return the lock, or what is wrong with its file."""
+    if not locked and not (root / locks.LOCK).exists():
+        return Lock(), []
+    try:
+        return _validated(Lock, locks.read(root), locks.LOCK), []
+    except errors.BadInput as error:
+        return None, [error.message]
+
+
+def _refused(problems: Sequence[str], *, locked: bool) -> errors.BadInput:
+    """Return the error that lists them all; what ends a wrong lock is said to who is not about to make it, too."""
+    hint = locks.HINT if locked else f"git checkout {locks.LOCK}; or delete it, then {locks.HINT}"
+    of_lock = any(line.startswith(f"{locks.LOCK}:") for problem in problems for line in problem.splitlines())
+    return errors.BadInput("\n".join(problems), hint=hint if of_lock else "")
 
 
 def read(model: type[R], path: Path, *, root: Path) -> R:
@@ -127,9 +167,13 @@ def read(model: type[R], path: Path, *, root: Path) -> R:
     data = strict_yaml.read(path, shown=shown)
     if data is None and model is not records.Config:
         raise errors.BadInput(f"{shown}: is empty")
+    # through JSON, so that strict mode takes a list for a tuple and nothing else for anything else
+    return _validated(model, json.dumps({} if data is None else data), shown)
+
+
+def _validated(model: type[R], text: str | bytes, shown: Path) -> R:
     try:
-        # through JSON, so that strict mode takes a list for a tuple and nothing else for anything else
-        return TypeAdapter(model).validate_json(json.dumps({} if data is None else data), strict=True)
+        return TypeAdapter(model).validate_json(text, strict=True)
     except ValidationError as error:
         raise errors.BadInput("\n".join(_sentences(error, shown, model))) from error
 
@@ -158,6 +202,7 @@ def _cross_problems(catalog: Catalog) -> Iterator[str]:
     if releases.default_release not in releases.releases:
         problem = errors.unknown("release", releases.default_release, releases.releases)
         yield f"{RELEASES}: default_release: {problem}"
+    yield from _matrix_problems(catalog)
     yield from _series_problems(catalog)
     for folder, patch in catalog.patches.items():
         if patch.id != folder:
@@ -167,6 +212,17 @@ def _cross_problems(catalog: Catalog) -> Iterator[str]:
     for recipe in catalog.recipes.values():
         for problem in _recipe_problems(catalog, recipe):
             yield f"recipes/{recipe.model.model_id}.yaml: {problem}"
+
+
+def _matrix_problems(catalog: Catalog) -> Iterator[str]:
+    releases = catalog.releases
+    variants = {name for recipe in catalog.recipes.values() for name in recipe.variants}
+    for kind, names, known in (
+        ("release", releases.matrix.releases, {*releases.releases}),
+        ("variant", releases.matrix.variants, variants),
+        ("arch", releases.matrix.arches, {*releases.arches}),
+    ):
+        yield from (f"{RELEASES}: matrix: {problem}" for problem in _unknown_names(kind, names, known))
 
 
 def _series_problems(catalog: Catalog) -> Iterator[str]:
@@ -186,8 +242,7 @@ def _patch_problems(catalog: Catalog, patch: records.Patch) -> Iterator[str]:
     yield from _unknown_names("arch", applies.arches, known_arches)
     yield from _unknown_names("model", applies.models, catalog.recipes)
     yield from _unknown_names("variant", applies.variants, known_variants)
-    pins = {*records.RocmStack.model_fields, *records.CudaStack.model_fields} - {"image"}
-    for problem in _unknown_names("pin", patch.preconditions, pins):
+    for problem in _unknown_names("pin", patch.preconditions, installs.PINS):
         yield f"preconditions: {problem}"
     for release in patch.editions:
         if release not in known_releases:
@@ -204,6 +259,7 @@ def _missing_files(catalog: Catalog, *, locked: bool) -> Iterator[str]:
     needed = [
         images / kind / "Dockerfile" for kind, vendor in (("rocm", "amd"), ("cuda", "nvidia")) if vendor in vendors
     ]
+    needed += [images / "install" / name for name in INSTALL_SCRIPTS]
     if twins:
         needed += [images / "twin" / name for name in _TWIN_FILES]
     if any(twin.base == "debian" for twin in twins.values()):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pathlib  # noqa: TC003  # pydantic looks it up
 from typing import Annotated, Literal
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 
 def _version(text: str) -> str:
@@ -32,7 +33,14 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 Release = Annotated[Text, AfterValidator(_version)]
 Specifier = Annotated[Text, AfterValidator(_specifier)]
 Path = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+.-][A-Za-z0-9_+./-]*$"), AfterValidator(_contained)]
+Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+GitUrl = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.-]+(/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)+$")]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=64)]
+EnvValue = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e]*$", max_length=256)]
 WheelFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+-[A-Za-z0-9_.+!]+-[A-Za-z0-9_.-]+\.whl$")]
+Repository = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+$", max_length=255)
+]
 Vendor = Literal["amd", "nvidia"]
 
 
@@ -94,6 +102,50 @@ class ImagePin(Record):
         return f"{self.repository}:{self.tag}"
 
 
+class Source(Record):
+    """A commit that a wheel is built from, with its submodules, which the commit pins; `env` is set for the build.
+
+    `build_requires` are what the build imports and the image lacks; they are in the build's stage only.
+    """
+
+    repository: GitUrl
+    commit: Commit
+    env: dict[EnvName, EnvValue] = {}
+    build_requires: tuple[WheelPin, ...] = ()
+
+
+class Install(Record):
+    """A package that some targets get over their base, never with what it depends on; empty lists mean every target.
+
+    `companions` are the wheels that this version cannot do without. `pins` are the stack's pins that are others then.
+    """
+
+    package: Name
+    version: Release
+    reason: Text
+    variants: tuple[Name, ...] = ()
+    arches: tuple[Name, ...] = ()
+    wheel: WheelPin | None = None
+    source: Source | None = None
+    companions: tuple[WheelPin, ...] = ()
+    pins: dict[Name, Text] = {}
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Install:
+        if (self.wheel is None) == (self.source is None):
+            raise ValueError("comes from a wheel or from a source: exactly one of the two")
+        return self
+
+
+class Fit(Record):
+    """What a version of one pin needs of the others; `because` says who says so."""
+
+    pin: Name
+    versions: Specifier
+    needs: dict[Name, Specifier] = Field(min_length=1)
+    because: Text
+
+
 class CudaStack(Record):
     image: ImagePin
     cuda: Text
@@ -106,6 +158,7 @@ class CudaStack(Record):
     flashinfer: Text
     cutlass_dsl: Text
     nccl: Text | None = None
+    installs: tuple[Install, ...] = ()
 
 
 class RocmStack(Record):
@@ -123,8 +176,10 @@ class RocmStack(Record):
     flash_attention_ref: Text
     mori: Text
     amd_quark: Text
+    flydsl: Text | None = None
     pybind11: Text | None = None
     base_dockerfile_sha256_16: Text
+    installs: tuple[Install, ...] = ()
 
 
 class TwinExtra(Record):
@@ -159,8 +214,37 @@ class ReleasePins(Record):
     no_twin_because: Text | None = None
 
 
+class Matrix(Record):
+    """What `--all` stands for: every possible target of these; an empty list means every one."""
+
+    releases: tuple[Release, ...] = ()
+    variants: tuple[Name, ...] = ()
+    arches: tuple[Name, ...] = ()
+
+
+class Budget(Record):
+    """What a build may add: megabytes (of 1,000,000 bytes) as they are pushed, and layers."""
+
+    added_mb: int = Field(ge=0)
+    layers: int = Field(ge=0)
+
+
+class Budgets(Record):
+    """What each kind of build may add to its base; `install` is for each package that a target gets, on top."""
+
+    patched: Budget
+    install: Budget
+    thin: Budget
+    twin: Budget
+
+
 class Releases(Record):
+    """`compatibility` is what the stacks, and every install on them, are checked against."""
+
     default_release: Release
+    compatibility: tuple[Fit, ...] = ()
+    matrix: Matrix = Matrix()
+    budgets: Budgets
     arches: dict[Name, Arch] = Field(min_length=1)
     releases: dict[Release, ReleasePins] = Field(min_length=1)
 
@@ -285,6 +369,12 @@ class Recipe(Record):
 
 
 class Config(Record):
-    """`mirrors` maps an image prefix to the prefix it is pulled from instead."""
+    """A person's own settings.
+
+    `mirrors` maps the beginning of an image's or a repository's name to what it is fetched from instead. `ca` is a PEM
+    bundle that registries and builds trust, by its path from this file. `publish` is the HOST/REPOSITORY to publish to.
+    """
 
     mirrors: dict[Text, Text] = {}
+    ca: pathlib.Path | None = None
+    publish: Repository | None = None
