@@ -13,8 +13,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from kiln import catalog, engine, plan, process
-from kiln.image import build
+from kiln.catalog import edition_path
+from kiln.image import context, prepare
+from kiln.image.rehearsal import DISTRIBUTION
 from kiln.patching import authoring
 from kiln.patching.tree import Memory
 from kiln.report import Reporter
@@ -43,18 +47,19 @@ RUN --mount=type=bind,from=tools,target=/tools --mount=type=bind,from=wheels,tar
 """
 
 
-def edit(root: Path, pristine: dict[str, bytes], mark: str) -> None:
-    """Change a comment of the edition, and the hashes that follow from it."""
-    folder = root / "patches" / PATCH
-    edition, record = folder / f"{RELEASE}.patch", folder / "patch.yaml"
-    old = authoring.edition(PATCH, edition.read_bytes(), Memory(pristine))
-    start = old.data.index(b"# A stray closer")
-    line = old.data[start : old.data.index(b"\n", start)]
-    new = authoring.edition(PATCH, old.data.replace(line, b"# A stray closer, " + mark.encode()), Memory(pristine))
-    edition.write_bytes(new.data)
-    block, rest = record.read_text().split("  0.33.0:")
-    block = block.replace(old.sha256, new.sha256).replace(str(old.files[0].post), str(new.files[0].post))
-    record.write_text(f"{block}  0.33.0:{rest}")
+def edit(root: Path, chain: list[str], pristine: dict[str, bytes], mark: str) -> None:
+    """Change a comment of an edition, and the hashes that follow from it, of the editions on top of it too."""
+    held = {name: (root / edition_path(name, RELEASE)).read_bytes() for name in chain}
+    start = held[PATCH].index(b"# A stray closer")
+    line = held[PATCH][start : held[PATCH].index(b"\n", start)]
+    held[PATCH] = held[PATCH].replace(line, b"# A stray closer, " + mark.encode())
+    for patch in authoring.series(DISTRIBUTION, RELEASE, held.items(), Memory(pristine)).patches:
+        (root / edition_path(patch.id, RELEASE)).write_bytes(patch.data)
+        path = root / "patches" / patch.id / "patch.yaml"
+        record = yaml.safe_load(path.read_text())
+        files = {file.path: {"pre": file.pre, "post": file.post} for file in patch.files}
+        record["editions"][RELEASE] = {"sha256": patch.sha256, "files": files}
+        path.write_text(yaml.safe_dump(record, sort_keys=False))
 
 
 def seconds(argv: tuple[str, ...], cwd: Path, env: dict[str, str]) -> float:
@@ -69,10 +74,10 @@ def usual(real: Catalog, folder: Path) -> tuple[tuple[str, ...], dict[str, str]]
     contexts = sorted((real.state / "bases").glob("builder-*/index.json"))
     (folder / "Dockerfile").write_text(USUAL)
     target = plan.make(real, variant="mxfp8", arch="gfx942")
+    secrets = context.stage_secrets(folder / "secrets", real.config.ca)
     staged = real.state / "contexts" / f"{target.target.slug}-twin"
     argv = (
-        docker.docker,
-        "buildx",
+        *docker.buildx,
         "build",
         "--load",
         "--provenance=false",
@@ -80,9 +85,8 @@ def usual(real: Catalog, folder: Path) -> tuple[tuple[str, ...], dict[str, str]]
         f"--file={folder / 'Dockerfile'}",
         f"--build-context=builder=oci-layout://{contexts[-1].parent}",
         f"--build-context=tools={real.state / 'tools'}",
-        f"--build-context=wheels={real.state / 'torch' / build.twin_of(target).torch.sha256}",
-        f"--secret=id=uv.toml,src={real.state / 'secrets/uv.toml'}",
-        f"--secret=id=ca.crt,src={os.environ.get('SSL_CERT_FILE', '/etc/ssl/certs/ca-certificates.crt')}",
+        f"--build-context=wheels={real.state / 'torch' / prepare.twin_of(target).torch.sha256}",
+        *(f"--secret=id={name},src={path}" for name, path in secrets.items()),
         str(staged),
     )
     return argv, docker.environment()
@@ -90,9 +94,10 @@ def usual(real: Catalog, folder: Path) -> tuple[tuple[str, ...], dict[str, str]]
 
 def main() -> None:
     real = catalog.load(catalog.find_root(Path(__file__).parent))
-    pristine = wheel.read(
-        build.twin_of(plan.make(real, variant="mxfp8", arch="gfx942")).wheel, [PARSER], cache=real.state / "wheels"
-    )
+    target = plan.make(real, variant="mxfp8", arch="gfx942")
+    chain = [use.id for use in target.series if any(path == PARSER for path, _, _ in use.files)]
+    paths = sorted({path for use in target.series if use.id in chain for path, _, _ in use.files})
+    pristine = wheel.read(prepare.twin_of(target).wheel, paths, cache=real.state / "wheels")
     ours, peer = [], []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "catalog"
@@ -102,7 +107,7 @@ def main() -> None:
         environment = os.environ | {"KILN_HOME": str(real.state)}
         seconds(kiln, root, environment)
         for count in range(ROUNDS):
-            edit(root, pristine, f"round {count}")
+            edit(root, chain, pristine, f"round {count}")
             ours.append(seconds(kiln, root, environment))
             argv, docker_environment = usual(real, Path(scratch))
             peer.append(seconds(argv, root, docker_environment))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING
 from kiln import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _TAIL_LINES = 40
 _POLITE_S = 10
@@ -25,6 +28,50 @@ class Result:
     code: int
     stdout: str
     stderr: str
+
+
+class Together:
+    """The programs that several threads run, so that an interrupt of the first thread ends them all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._children: set[subprocess.Popen[str]] = set()
+        self._ended = False
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """Count what this thread runs in the block among them."""
+        before = _TOGETHER.set(self)
+        try:
+            yield
+        finally:
+            _TOGETHER.reset(before)
+
+    @contextlib.contextmanager
+    def holding(self, child: subprocess.Popen[str]) -> Iterator[None]:
+        """Count a child that runs; one that comes too late is told to end by an exception."""
+        with self._lock:
+            if self._ended:
+                raise KeyboardInterrupt
+            self._children.add(child)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._children.discard(child)
+
+    def end(self) -> None:
+        """End them all in polite steps, and let no other one begin."""
+        with self._lock:
+            self._ended = True
+            children = tuple(self._children)
+        for child in children:
+            child.send_signal(signal.SIGINT)
+        for child in children:
+            stop(child)
+
+
+_TOGETHER: contextvars.ContextVar[Together | None] = contextvars.ContextVar("together", default=None)
 
 
 def run(
@@ -51,7 +98,8 @@ def run(
         raise _not_started(argv, error) from error
     with child:
         try:
-            stdout, stderr = child.communicate(stdin, timeout=timeout_s)
+            with _held(child):
+                stdout, stderr = child.communicate(stdin, timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
             child.kill()
             message = f"{shlex.join(argv)}: no answer within {timeout_s:g} s"
@@ -112,15 +160,36 @@ def show(
     with child:
         assert child.stdout is not None
         try:
-            for text in child.stdout:
-                lines.append(text.rstrip("\n"))
-                line(lines[-1])
+            with _held(child):
+                for text in child.stdout:
+                    lines.append(text.rstrip("\n"))
+                    line(lines[-1])
         except BaseException:
             stop(child)
             raise
     if child.returncode:
         raise failed(argv, child.returncode, "\n".join(lines))
     return "\n".join(lines)
+
+
+def attach(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
+    """Run `argv` with its output on this very terminal until it ends; an interrupt ends the child first.
+
+    Raises CommandFailed when the exit code is not 0; what it said was shown.
+    """
+    try:
+        # a group of its own: Ctrl-C reaches it once, through `stop`
+        child = subprocess.Popen(list(argv), env=env, stdin=subprocess.DEVNULL, text=True, process_group=0)
+    except OSError as error:
+        raise _not_started(argv, error) from error
+    with child:
+        try:
+            child.wait()
+        except BaseException:
+            stop(child)
+            raise
+    if child.returncode:
+        raise failed(argv, child.returncode, "")
 
 
 def spawn(
@@ -168,6 +237,11 @@ def failed(argv: Sequence[str], code: int, output: str) -> errors.CommandFailed:
     """Return the error for `argv` that ended with `code`: the command and the end of what it printed."""
     tail = "\n".join(output.rstrip().splitlines()[-_TAIL_LINES:])
     return errors.CommandFailed(f"$ {shlex.join(argv)}\nexit code {code}\n{tail}".rstrip())
+
+
+def _held(child: subprocess.Popen[str]) -> contextlib.AbstractContextManager[None]:
+    together = _TOGETHER.get()
+    return together.holding(child) if together else contextlib.nullcontext()
 
 
 def _not_started(argv: Sequence[str], error: OSError) -> errors.Missing:

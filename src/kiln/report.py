@@ -72,6 +72,20 @@ class Reporter:
         self.note(f"{clear}{mark} {name}  {seconds:.1f}s")
 
 
+class Among(Reporter):
+    """The reporter of one of several jobs at a time: plain whole lines, each with the job's name before it."""
+
+    def __init__(self, name: str, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        super().__init__(stream, quiet=quiet)
+        self._name, self._live = name, False
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            # in one write, or the lines of two jobs run into each other
+            self._stream.write(f"{self._name} | {text}\n")
+            self._stream.flush()
+
+
 def has_controls(stream: TextIO) -> bool:
     """Say whether a stream is a terminal that takes colours and lines written over: https://no-color.org."""
     return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")

@@ -99,8 +99,7 @@ def dockerfile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(own: Engine, root: Layout, context: Path, *options: str) -> str:
     tag = f"{own.registry}/kiln/base:1"
     argv = (
-        own.docker,
-        "buildx",
+        *own.buildx,
         "build",
         "--progress=plain",
         "--provenance=false",
@@ -132,7 +131,7 @@ def test_it_answers_and_is_found(own: Engine, home: Path) -> None:
     assert engine.status(home).embedded_pids
     with closing(own.client()) as client:
         assert client.version()["Version"] == own.server_version
-    assert "buildx" in process.ask((own.docker, "buildx", "version"), env=own.environment())
+    assert "buildx" in process.ask((*own.buildx, "version"), env=own.environment())
 
 
 def test_a_published_port_is_reachable_on_loopback(own: Engine, root: Layout, dockerfile: Path) -> None:

@@ -3,116 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import tarfile
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from kiln import errors, plan, process, trees
 from kiln.engine import short_lived
-from kiln.image import base, build, inspect
+from kiln.image import bake, build, inspect, versions
 from kiln.patching.outcomes import Outcome
 from kiln.report import Reporter
-from kiln.upstream.wheel import RemoteWheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     import docker
+    from tests.container.conftest import Kind, Make
 
     from kiln.catalog import Catalog
-    from kiln.engine import Engine
 
 QUIET = Reporter(quiet=True)
 SITE = "usr/local/lib/python3.12/dist-packages"
+FACTS = {"rocm": ("folder", "7.2.3", ""), "cuda": ("", "", "13.0.3")}
 PARSER = "vllm/reasoning/minimax_m3_reasoning_parser.py"
-EXTRAS = {
-    "app/versions.txt": b"vllm: v0.31.0\n",
-    # the base's Python is 3.11, the official image's is 3.12
-    "usr/local/lib/python3.11/dist-packages/lookalike.pth": f"/{SITE}\n".encode(),
-}
-DOCKERFILE = """
-FROM base
-ADD tree.tar /
-"""
-
-
-@dataclass(frozen=True)
-class Lookalike:
-    """An image in the local registry, and how the catalog must be edited to build on it."""
-
-    digest: str
-    registry: str
-
-    def adopt(self, root: Path) -> None:
-        path = root / "images/releases.yaml"
-        releases = yaml.safe_load(path.read_text())
-        for stack in ("rocm", "cuda"):
-            releases["releases"]["0.31.0"][stack]["image"]["manifest"]["digest"] = self.digest
-        path.write_text(yaml.safe_dump(releases))
-        (root / "kiln.yaml").write_text(f"mirrors:\n  docker.io/vllm: {self.registry}/vllm\n")
-
-
-@pytest.fixture(scope="session")
-def wheel_tree(real_catalog: Catalog) -> dict[str, bytes]:
-    """Every Python file and the metadata of the release's GPU wheel."""
-    wheel = RemoteWheel(real_catalog.releases.releases["0.31.0"].wheel)
-    return wheel.read(name for name in wheel.names() if name.endswith(".py") or ".dist-info/" in name)
-
-
-@pytest.fixture
-def lookalike(
-    real_catalog: Catalog, real_engine: Engine, wheel_tree: dict[str, bytes], tmp_path: Path
-) -> Callable[[dict[str, bytes]], Lookalike]:
-    """Return a function that builds and pushes the lookalike, with some of its files replaced."""
-
-    def make(edits: dict[str, bytes]) -> Lookalike:
-        assert real_engine.registry, "these tests need the embedded engine's registry"
-        folder = tmp_path / "lookalike"
-        folder.mkdir()
-        (folder / "Dockerfile").write_text(DOCKERFILE)
-        with tarfile.open(folder / "tree.tar", "w") as archive:
-            tree = {f"{SITE}/{name}": data for name, data in (wheel_tree | edits).items()} | EXTRAS
-            for name, data in tree.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-        root = base.ensure("base", real_catalog.state / "bases", QUIET)
-        names = (f"{real_engine.registry}/vllm/vllm-openai{suffix}:v0.31.0" for suffix in ("", "-rocm"))
-        process.ask(
-            (
-                real_engine.docker,
-                "buildx",
-                "build",
-                f"--build-context=base={root.context}",
-                "--provenance=false",
-                f"--network={real_engine.build_network}",
-                f'--output=type=image,"name={",".join(names)}",push=true',
-                f"--metadata-file={folder}/metadata.json",
-                str(folder),
-            ),
-            env=real_engine.environment(),
-        )
-        digest = json.loads((folder / "metadata.json").read_text())["containerimage.digest"]
-        return Lookalike(digest=digest, registry=real_engine.registry)
-
-    return make
 
 
 @pytest.mark.parametrize("case", [("gfx942", "rocm"), ("sm100", "cuda")], ids="-".join)
 def test_the_series_is_applied_on_the_official_layout(
-    case: tuple[str, str],
-    lookalike: Callable[[dict[str, bytes]], Lookalike],
+    case: tuple[str, Kind],
+    lookalike: Make,
     edited: Callable[[Callable[[Path], None]], Catalog],
     client: docker.DockerClient,
 ) -> None:
-    made = edited(lookalike({}).adopt)
     arch, kind = case
+    official = lookalike(kind=kind)
+    made = edited(official.adopt)
     target = plan.make(made, variant="mxfp8", arch=arch)
     receipt = build.run(made, target, twin=False, reporter=QUIET)
     assert receipt.kind == kind
@@ -123,20 +48,64 @@ def test_the_series_is_applied_on_the_official_layout(
     with short_lived.created(client, receipt.digest) as container:
         for path, post in expected.items():
             assert _sha256(inspect.read_file(container, f"/{SITE}/{path}")) == post
-        assert inspect.read_file(container, "/app/versions.txt") == b"vllm: v0.31.0\n"
+        facts = versions.read(container)
         for item in target.serve.env:
             if item.name == "VLLM_TUNED_CONFIG_FOLDER":
                 held = (made.root / f"images/{kind}/tuned/README.md").read_bytes()
                 assert inspect.read_file(container, f"{item.value}/README.md") == held
+    # one layer over the base, and what the image holds is what the catalog says it does
+    assert receipt.layers == official.layers + 1
+    assert versions.compare(target, facts).findings == ()
+    assert (facts.rocm_layout, facts.rocm, facts.cuda) == FACTS[kind]
+    assert facts.system.startswith("ubuntu ")
+
+
+def test_the_same_inputs_give_the_same_digest(
+    lookalike: Make, edited: Callable[[Callable[[Path], None]], Catalog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second build uses no layer of the first."""
+    made = edited(lookalike().adopt)
+    target = plan.make(made, variant="mxfp8", arch="gfx942")
+    first = build.run(made, target, twin=False, reporter=QUIET)
+    with_cache = bake.command
+    monkeypatch.setattr(bake, "command", lambda *args, **options: (*with_cache(*args, **options), "--no-cache"))
+    again = build.run(made, target, twin=False, reporter=QUIET, how=build.How(rebuild=True))
+    assert again.digest == first.digest
+
+
+def test_the_layout_that_has_rocm_from_wheels(
+    lookalike: Make, edited: Callable[[Callable[[Path], None]], Catalog], client: docker.DockerClient
+) -> None:
+    made = edited(lookalike(tag="v0.33.0").adopt)
+    target = plan.make(made, variant="mxfp8", arch="gfx950", release="0.33.0")
+    receipt = build.run(made, target, twin=False, reporter=QUIET)
+    with short_lived.created(client, receipt.digest) as container:
+        facts = versions.read(container)
+    assert (facts.rocm_layout, facts.rocm) == ("wheels", "10.0.0")
+    assert versions.compare(target, facts).findings == ()
+
+
+def test_a_base_with_other_versions_than_pinned_is_not_accepted(
+    lookalike: Make, edited: Callable[[Callable[[Path], None]], Catalog], client: docker.DockerClient
+) -> None:
+    metadata = "torch-2.13.0+git733fca1.dist-info/METADATA"
+    other = lookalike({metadata: b"Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+git0000000\n"})
+    made = edited(other.adopt)
+    target = plan.make(made, variant="bf16", arch="gfx942")
+    with pytest.raises(errors.Findings) as caught:
+        build.run(made, target, twin=False, reporter=QUIET)
+    said = "torch: is 2.13.0+git0000000, and the pin torch_reported is 2.13.0+git733fca1"
+    assert said in caught.value.message.splitlines()
+    assert not client.images.list(f"kiln/{target.target.slug}")
 
 
 def test_a_base_whose_file_was_edited_fails_the_patch_step(
-    lookalike: Callable[[dict[str, bytes]], Lookalike],
+    lookalike: Make,
     edited: Callable[[Callable[[Path], None]], Catalog],
-    wheel_tree: dict[str, bytes],
+    wheel_tree: Callable[[str], dict[str, bytes]],
     client: docker.DockerClient,
 ) -> None:
-    changed = wheel_tree[PARSER].replace(b"MiniMax M3 can start", b"MiniMax M3 may start")
+    changed = wheel_tree("0.31.0")[PARSER].replace(b"MiniMax M3 can start", b"MiniMax M3 may start")
     made = edited(lookalike({PARSER: changed}).adopt)
     other = plan.make(made, variant="bf16", arch="gfx942")
     with pytest.raises(errors.NotApplied) as caught:
@@ -166,16 +135,15 @@ def _sha256(data: bytes) -> str:
 
 
 def test_a_container_without_packages_is_patched_once(
-    lookalike: Callable[[dict[str, bytes]], Lookalike],
+    lookalike: Make,
     real_catalog: Catalog,
     client: docker.DockerClient,
 ) -> None:
     """Nothing but a bare Python and vLLM's own files: the zipapp needs no more."""
-    made = lookalike({})
-    image = f"{made.registry}/vllm/vllm-openai-rocm@{made.digest}"
+    image = lookalike().reference
     client.images.pull(image)
-    command = ["python3", "-c", "import time; time.sleep(300)"]
-    with short_lived.created(client, image, command=command) as container:
+    sleep = {"entrypoint": ["python3", "-c", "import time; time.sleep(300)"]}
+    with short_lived.created(client, image, **sleep) as container:
         container.start()
         where = trees.Where(container=str(container.name))
         wanted = trees.Wanted(variant="mxfp8", arch="gfx942")

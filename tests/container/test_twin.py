@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from kiln import errors, plan, process
-from kiln.catalog import edition_path
+from kiln.catalog import edition_path, locked, records
 from kiln.engine import short_lived
-from kiln.image import base, build, buildx, inspect
+from kiln.image import accept, bake, base, build, inspect, prepare
 from kiln.image.rehearsal import DISTRIBUTION, rehearse
 from kiln.patching import authoring
 from kiln.patching.tree import Memory
@@ -63,8 +64,8 @@ def test_the_receipt_tells_what_was_built(twin: Receipt, twin_plan: Plan, real_c
 def test_the_ledger_in_the_image_is_the_rehearsals(
     client: docker.DockerClient, twin_image: str, twin_plan: Plan, real_catalog: Catalog
 ) -> None:
-    rehearsal = rehearse(twin_plan, real_catalog, build.twin_of(twin_plan).wheel)
-    assert read(client, twin_image, build.LEDGER) == rehearsal.ledger
+    rehearsal = rehearse(twin_plan, real_catalog, prepare.twin_of(twin_plan).wheel)
+    assert read(client, twin_image, accept.LEDGER) == rehearsal.ledger
 
 
 def test_the_patched_files_have_their_post_hashes(
@@ -101,14 +102,10 @@ def test_two_builds_from_empty_caches_give_the_same_digest(
     twin: Receipt, twin_plan: Plan, real_catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second build uses no layer of the first."""
-    with_cache = buildx.command
-
-    def without_cache(spec: buildx.Build, *, docker: str) -> tuple[str, ...]:
-        argv = with_cache(spec, docker=docker)
-        return (*argv[:-1], "--no-cache", argv[-1])
-
-    monkeypatch.setattr(buildx, "command", without_cache)
-    again = build.run(real_catalog, twin_plan, twin=True, reporter=QUIET)
+    with_cache = bake.command
+    monkeypatch.setattr(bake, "command", lambda *args, **options: (*with_cache(*args, **options), "--no-cache"))
+    again = build.run(real_catalog, twin_plan, twin=True, reporter=QUIET, how=build.How(rebuild=True))
+    assert not again.unchanged
     assert again.digest == twin.digest
 
 
@@ -162,7 +159,7 @@ def test_an_edit_of_the_same_size_reaches_the_image(
     release = twin_plan.target.release
     chain = [use for use in twin_plan.series if any(path == PARSER for path, _, _ in use.files)]
     paths = sorted({path for use in chain for path, _, _ in use.files})
-    pristine = wheel.read(build.twin_of(twin_plan).wheel, paths, cache=real_catalog.state / "wheels")
+    pristine = wheel.read(prepare.twin_of(twin_plan).wheel, paths, cache=real_catalog.state / "wheels")
 
     def edit(root: Path) -> None:
         """One edition changes, and with it the hashes that the editions on top of it are recorded with."""
@@ -190,8 +187,7 @@ def test_the_base_can_come_from_a_registry(
     (tmp_path / "Dockerfile").write_text("FROM base\n")
     pushed = f"{real_engine.registry}/kiln/debian"
     push = (
-        real_engine.docker,
-        "buildx",
+        *real_engine.buildx,
         "build",
         "--provenance=false",
         f"--build-context=base={root.context}",
@@ -206,9 +202,35 @@ def test_the_base_can_come_from_a_registry(
         path = folder / "images/releases.yaml"
         releases = yaml.safe_load(path.read_text())
         pin = {"digest": digest, "confidence": "A", "verified": True}
-        releases["releases"]["0.31.0"]["twin"]["base"] = {"repository": pushed, "tag": "12", "manifest": pin}
+        image = {"repository": pushed, "tag": "12", "manifest": pin}
+        releases["releases"]["0.31.0"]["twin"]["base"] = image
         path.write_text(yaml.safe_dump(releases))
+        lock = json.loads((folder / locked.LOCK).read_text())
+        lock["images"][f"{pushed}:12"] = {
+            "repository": pushed,
+            "tag": "12",
+            "inputs_sha256": locked.inputs_sha256(records.ImagePin.model_validate(image)),
+            "manifest": {"digest": digest, "confidence": "A"},
+            "locked": "2026-11-20T00:00:00Z",
+        }
+        (folder / locked.LOCK).write_text(json.dumps(lock))
 
     chosen = edited(choose)
     receipt = build.run(chosen, plan.make(chosen, variant="mxfp8", arch="gfx942"), twin=True, reporter=QUIET)
     assert receipt.base == digest
+
+    wrong = edited_lock(chosen, digest)
+    with pytest.raises(errors.Missing, match="is gone: its registry answers") as caught:
+        build.run(wrong, plan.make(wrong, variant="mxfp8", arch="gfx942"), twin=True, reporter=QUIET)
+    assert "./inv lock" in caught.value.hint
+
+
+def edited_lock(chosen: Catalog, digest: str) -> Catalog:
+    """Return the catalog with a digest locked that the registry does not have."""
+    images = {
+        name: entry.model_copy(update={"manifest": entry.manifest.model_copy(update={"digest": f"sha256:{'0' * 64}"})})
+        if entry.manifest and entry.manifest.digest == digest
+        else entry
+        for name, entry in chosen.lock.images.items()
+    }
+    return replace(chosen, lock=chosen.lock.model_copy(update={"images": images}))

@@ -197,25 +197,32 @@ def test_the_environment_of_the_embedded_engine_leads_nowhere_else(monkeypatch: 
     monkeypatch.setenv("PATH", "/bin")
     monkeypatch.setenv("DOCKER_CONTEXT", "far")
     monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CONFIG", "/home/someone/.docker")
+    monkeypatch.setenv("BUILDX_BUILDER", "far")
     own = Engine(
         host=HOME.host,
         embedded=True,
         server_version="28.5.2",
         registry=NETWORK.registry,
         docker=str(HOME.docker),
-        config=HOME.config,
+        buildx=(str(HOME.buildx),),
+        buildx_config=HOME.buildx_config,
         tools=HOME.tools,
     )
     environment = own.environment()
     assert environment["PATH"] == "/srv/kiln/engine/root/usr/bin:/srv/kiln/engine/root/usr/sbin:/bin"
     assert environment["DOCKER_HOST"] == HOME.host
-    assert environment["DOCKER_CONFIG"] == "/srv/kiln/engine/config"
+    assert environment["DOCKER_CONFIG"] == "/home/someone/.docker"
+    assert environment["BUILDX_CONFIG"] == "/srv/kiln/engine/buildx"
+    assert "BUILDX_BUILDER" not in environment
+    assert "BUILDX_CONFIG" not in own.environment(builder="theirs")
     assert "DOCKER_CONTEXT" not in environment
     assert "DOCKER_TLS_VERIFY" not in environment
     assert own.build_network == "host"
     other = Engine(host="unix:///var/run/docker.sock", embedded=False, server_version="27.0")
     assert other.environment() == dict(os.environ)
     assert (other.build_network, other.registry, other.docker) == ("default", None, "docker")
+    assert other.buildx == ("docker", "buildx")
 
 
 def test_not_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,8 +272,9 @@ def engine_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
         thread.join()
 
 
-def stub_docker(folder: Path, monkeypatch: pytest.MonkeyPatch, *, code: int) -> None:
-    (folder / "docker").write_text(f"#!/bin/sh\nexit {code}\n")
+def stub_docker(folder: Path, monkeypatch: pytest.MonkeyPatch, *, code: int, version: str = "v0.19.0") -> None:
+    said = f"github.com/docker/buildx {version} 48d6a39"
+    (folder / "docker").write_text(f"#!/bin/sh\necho {said}\nexit {code}\n")
     (folder / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
 
@@ -287,6 +295,15 @@ def test_an_engine_without_buildx_is_refused(
         machine.find()
     assert "install buildx" in caught.value.hint
     assert str(engine_socket) in engine.status(tmp_path / "engine").problem
+
+
+@pytest.mark.parametrize("version", ["v0.18.1", "0.9.0+ds1"])
+@pytest.mark.usefixtures("engine_socket")
+def test_a_buildx_that_is_too_old_is_refused(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub_docker(tmp_path, monkeypatch, code=0, version=version)
+    with pytest.raises(errors.Missing) as caught:
+        machine.find()
+    assert f"its buildx is {version}, and 0.19 is needed" in caught.value.message
 
 
 def test_a_named_engine_that_is_silent_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_the_engine_needs_nothing_but_the_standard_library_and_unidiff() -> None
 
 
 def test_a_plan_imports_nothing_that_acts() -> None:
-    for module in ("kiln/plan.py", "kiln/recipe/serve.py", "kiln/image/buildx.py"):
+    for module in ("kiln/plan.py", "kiln/recipe/serve.py", "kiln/image/bake.py"):
         tops = {name.partition(".")[0] for name in imported(MODULES[module])}
         assert not tops & {"os", "io", "shutil", "socket", "requests", "tempfile", "docker"}
 

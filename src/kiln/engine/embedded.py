@@ -147,7 +147,8 @@ def _engine(home: Home, state: State) -> Engine:
         server_version=state.server_version,
         registry=state.network.registry,
         docker=str(home.docker),
-        config=home.config,
+        buildx=(str(home.buildx),),
+        buildx_config=home.buildx_config,
         tools=home.tools,
     )
 

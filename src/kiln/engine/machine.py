@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from kiln import errors, process
 from kiln.engine.records import Engine
 
 _ANSWER_S = 4
+_NEEDED = (0, 19)
+_VERSION = re.compile(r" v?(\d+)\.(\d+)\S*")
 _UNIX = "unix://"
 _NAMED_BY = ("DOCKER_HOST", "DOCKER_CONTEXT")
 _BUILDX_HINT = (
@@ -28,11 +31,27 @@ def find() -> Engine | None:
         )
     if version is None:
         return None
-    if not process.succeeds(("docker", "buildx", "version")):
+    _require_buildx(host)
+    return Engine(host=host, embedded=False, server_version=version)
+
+
+def _require_buildx(host: str) -> None:
+    """Raise Missing where buildx does not work, or cannot be told what a build may read (`bake --allow`)."""
+    try:
+        said = process.run(("docker", "buildx", "version"))
+    except errors.Missing:
+        said = None
+    if said is None or said.code:
         raise errors.Missing(
             f"the Docker engine at {host} answers, but `docker buildx` does not work", hint=_BUILDX_HINT
         )
-    return Engine(host=host, embedded=False, server_version=version)
+    found = _VERSION.search(said.stdout)
+    if found and (int(found[1]), int(found[2])) < _NEEDED:
+        needed = ".".join(map(str, _NEEDED))
+        raise errors.Missing(
+            f"the Docker engine at {host} answers, but its buildx is {found[0].strip()}, and {needed} is needed",
+            hint=_BUILDX_HINT,
+        )
 
 
 def _host() -> str:

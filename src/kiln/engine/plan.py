@@ -78,8 +78,8 @@ class Home:
         return self.unpacked / "usr/libexec/docker/cli-plugins/docker-buildx"
 
     @property
-    def config(self) -> Path:
-        return self.root / "config"
+    def buildx_config(self) -> Path:
+        return self.root / "buildx"
 
     @property
     def daemon_json(self) -> Path:

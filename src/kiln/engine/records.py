@@ -18,14 +18,19 @@ _MISLEADING = ("DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKE
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """A Docker engine that answers; `registry` is the embedded one's own, HOST:PORT on loopback."""
+    """A Docker engine that answers; `registry` is the embedded one's own, HOST:PORT on loopback.
+
+    `buildx` begins the argv of a build. The embedded engine's is a program of its own and no plugin of a CLI, so that
+    the person's own Docker configuration, and with it their credentials, holds for it too.
+    """
 
     host: str
     embedded: bool
     server_version: str
     registry: str | None = None
     docker: str = "docker"
-    config: Path | None = None
+    buildx: tuple[str, ...] = ("docker", "buildx")
+    buildx_config: Path | None = None
     tools: tuple[Path, ...] = ()
 
     @property
@@ -41,18 +46,17 @@ class Engine:
             return DockerClient(base_url=self.host, timeout=_API_TIMEOUT_S)
         return DockerClient.from_env(timeout=_API_TIMEOUT_S)
 
-    def environment(self) -> dict[str, str]:
-        """Return the whole environment in which `docker`, and its buildx, reach this engine."""
+    def environment(self, *, builder: str = "") -> dict[str, str]:
+        """Return the whole environment in which `docker` and `buildx` reach this engine, or a builder of the person's.
+
+        Which builder is theirs by default must not matter to the embedded engine, so buildx keeps its records there.
+        """
         if not self.embedded:
             return dict(os.environ)
         inherited = {name: value for name, value in os.environ.items() if name not in _MISLEADING}
         path = (*map(str, self.tools), os.environ.get("PATH", os.defpath))
-        return {
-            **inherited,
-            "PATH": os.pathsep.join(path),
-            "DOCKER_HOST": self.host,
-            "DOCKER_CONFIG": str(self.config),
-        }
+        own = {} if builder else {"BUILDX_CONFIG": str(self.buildx_config)}
+        return {**inherited, "PATH": os.pathsep.join(path), "DOCKER_HOST": self.host, **own}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

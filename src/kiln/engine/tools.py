@@ -41,7 +41,7 @@ def require() -> None:
 
 
 def ensure(home: Home, reporter: Reporter) -> None:
-    """Make `home.unpacked` and the CLI's configuration, from cached packages where they are whole."""
+    """Make `home.unpacked`, from cached packages where they are whole."""
     debs: list[debian.Deb] = []
     for suite, packages in plan.PACKAGES:
         dest = home.root / "debs" / suite
@@ -53,7 +53,6 @@ def ensure(home: Home, reporter: Reporter) -> None:
     if not _is_unpacked(home, debs):
         with reporter.step("unpack the engine"):
             _unpack(home, debs)
-    _configure_cli(home)
 
 
 def _is_unpacked(home: Home, debs: list[debian.Deb] | None = None) -> bool:
@@ -91,16 +90,3 @@ def _check_loads(program: Path) -> None:
             f"{program.name} of the embedded engine does not start: {result.stderr.strip()}",
             hint="apt-get install libseccomp2 libsystemd0",
         )
-
-
-def _configure_cli(home: Home) -> None:
-    """Give the unpacked CLI its own configuration folder, with buildx as its plugin."""
-    plugin = home.config / "cli-plugins" / "docker-buildx"
-    plugin.parent.mkdir(parents=True, exist_ok=True)
-    if not plugin.is_symlink() or plugin.readlink() != home.buildx:
-        plugin.unlink(missing_ok=True)
-        plugin.symlink_to(home.buildx)
-    settings = home.config / "config.json"
-    if not settings.exists():
-        settings.write_text("{}\n")
-        settings.chmod(0o600)

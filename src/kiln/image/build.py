@@ -4,283 +4,219 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
-import re
-import tempfile
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from docker.errors import ImageNotFound
 
 from kiln import engine as engines
-from kiln import errors, files, process
-from kiln.image import base, buildx, context, inspect, receipt
-from kiln.image.rehearsal import Rehearsal, describe, rehearse
-from kiln.trees import answer, containers
+from kiln import errors
+from kiln.image import accept, accept_remote, bake, base_image, buildkit, inspect, prepare, receipt
+from kiln.registry import client as registries
+from kiln.registry import image as images
+from kiln.registry import reference
 
 if TYPE_CHECKING:
-    from docker import DockerClient
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-    from kiln.catalog import Catalog, records
-    from kiln.engine import Engine
+    from kiln.catalog import Catalog
+    from kiln.image.bake import Build, Made
+    from kiln.image.prepare import Ready
+    from kiln.image.receipt import Receipt
     from kiln.plan import Plan
+    from kiln.registry.records import Descriptor
+    from kiln.registry.reference import Reference
     from kiln.report import Reporter
 
-LEDGER = "/opt/kiln/ledger.json"
-_PULL_TIMEOUT_S = 60
-_VERIFY_TIMEOUT_S = 120
-# how BuildKit's plain progress shows the end of kiln-patch with exit code 5, and a line that a step printed
-_PATCH_STEP_FAILED = re.compile(r"kiln-patch\.pyz apply .*exit code: 5\b")
-_STEP_OUTPUT = re.compile(r"^#\d+ \d+\.\d+ (.*)$")
-_CATALOG = (
-    *("images", "patches", "recipes", "src/kiln/patching", "src/kiln/image"),
-    # what proves a patch is in no image
-    *(":(exclude,glob)patches/*/tests/**", ":(exclude,glob)patches/*/EVIDENCE.md", ":(exclude)patches/conftest.py"),
-)
-_PROXY_ARGS = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_STEP = "build the image"
+_NOT_KEPT = {"store": "false"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One build after its rehearsal: `context` is the staged folder that the Dockerfile reads."""
+class How:
+    """How a build is made: by which builder, and even of inputs that an image is there for.
 
-    catalog: Catalog
-    plan: Plan
-    twin: bool
-    rehearsal: Rehearsal
-    engine: Engine
-    reporter: Reporter
+    `repository` is where a builder with a store of its own pushes to; without it, what it made is loaded.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.context.name
-
-    @property
-    def kind(self) -> str:
-        return "twin" if self.twin else self.plan.image.kind
-
-    @property
-    def context(self) -> Path:
-        return _context(self.catalog, self.plan, twin=self.twin)
-
-    @property
-    def metadata(self) -> Path:
-        return self.context.with_name(f"{self.name}.metadata.json")
+    builder: str = ""
+    rebuild: bool = False
+    repository: str = ""
 
 
-def twin_of(plan: Plan) -> records.Twin:
-    """Return what the twin of a plan is made of; raises BadInput when the release has none."""
-    if plan.twin:
-        return plan.twin
-    raise errors.BadInput(
-        f"release {plan.target.release} has no twin: {plan.no_twin_because}",
-        hint="see which releases have one: ./inv plan --list",
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """An image in a registry: `reference` is HOST/REPOSITORY@DIGEST; `provenance` is BuildKit's, without proxies."""
+
+    reference: str
+    digest: str
+    base: str
+    provenance: dict[str, Any] | None
+
+
+def run(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter, how: How | None = None) -> Receipt:
+    """Build one image, unless its inputs are those of the one that is there.
+
+    It is accepted only after its ledger was read out of it and equals the rehearsal's. Raises NotApplied before
+    anything is built when the series does not apply, Missing when there is no engine or base.
+    """
+    how = how or How()
+    to = checked_repository(how.repository) if how.repository else None
+    with prepared(catalog, plan, twin=twin, reporter=reporter, builder=how.builder) as ready:
+        made = None if how.rebuild else _unchanged(ready)
+        if made is None:
+            begun = base_image.require(ready)
+            if to and not buildkit.is_own_driver(ready.job.engine, how.builder):
+                made = _built_elsewhere(ready, begun, to, how.builder)
+            else:
+                built = _build(ready, ready.build, _STEP, how.builder)
+                made = replace(_accepted(ready, begun, built.digest), builder=how.builder)
+        receipt.write(catalog.output(plan.target.slug), made)
+    return made
+
+
+def push(catalog: Catalog, plan: Plan, *, twin: bool, repository: str, reporter: Reporter) -> Pushed:
+    """Push what `run` built, by its digest, to HOST/REPOSITORY; the same builder does it, from the very same inputs.
+
+    Raises BadInput where the inputs are not the receipt's any more, PublishRefused where the digest is another one.
+    """
+    to = checked_repository(repository)
+    again = f"./inv build --variant {plan.target.variant} --arch {plan.target.arch}{' --twin' if twin else ''}"
+    found = receipt.read(catalog.output(plan.target.slug), "twin" if twin else plan.image.kind)
+    if found is None:
+        raise errors.BadInput(f"{plan.target.slug}: nothing has been built that could be pushed", hint=again)
+    with prepared(catalog, plan, twin=twin, reporter=reporter, builder=found.builder) as ready:
+        if found.inputs_sha256 != ready.inputs_sha256:
+            raise errors.BadInput(f"{ready.job.name}: what it is made of was edited after it was built", hint=again)
+        own = buildkit.is_own_driver(ready.job.engine, found.builder)
+        if own:
+            # it pushes under a tag alone: the digest, so that the tag never stands for anything else
+            _compare(to, _build(ready, ready.build, "compare with what was accepted", found.builder), found, again)
+            output = bake.pushed(str(to.tagged(f"digest-{found.digest.removeprefix('sha256:')}"))) | _NOT_KEPT
+        else:
+            output = bake.pushed_by_digest(to.name)
+        made = _build(ready, replace(ready.build, output=output), f"push to {to}", found.builder)
+    _compare(to, made, found, again)
+    with registries.connect(to.host, ca=catalog.config.ca) as registry:
+        if registry.head(to.repository, found.digest) is None:
+            raise errors.CommandFailed(
+                f"{to}: BuildKit says that it pushed {found.digest}, and the registry has it not"
+            )
+    return Pushed(
+        reference=str(to.at(made.digest)), digest=made.digest, base=found.base, provenance=made.provenance or None
     )
 
 
-def rehearse_target(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter) -> Rehearsal:
-    """Apply the series to the files of the wheel that the image will hold."""
-    source = twin_of(plan).wheel if twin else plan.wheel
-    with reporter.step(f"rehearse {len(plan.series)} patches on {source.file}"):
-        return rehearse(plan, catalog, source)
+def checked_repository(text: str) -> Reference:
+    """Return what --to names; raises BadInput for a tag or digest in it, as those are not a person's to choose."""
+    to = reference.parse(text)
+    if to.tag or to.digest:
+        raise errors.BadInput(f"--to {text}: a repository, without a tag or digest", hint=f"--to {to.name}")
+    return to
 
 
-def run(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter) -> receipt.Receipt:
-    """Build one image; it is tagged only after its ledger was read out of it and equals the rehearsal's.
-
-    Raises NotApplied before anything is built when the series does not apply, Missing when there is no engine or base.
-    """
-    rehearsal = rehearse_target(catalog, plan, twin=twin, reporter=reporter)
+@contextlib.contextmanager
+def prepared(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter, builder: str = "") -> Iterator[Ready]:
+    """Rehearse a plan and stage its build, for as long as the block lasts."""
+    rehearsal = prepare.rehearse_target(catalog, plan, twin=twin, reporter=reporter)
     engine = engines.ensure(catalog.state / "engine", reporter)
-    job = _Job(catalog=catalog, plan=plan, twin=twin, rehearsal=rehearsal, engine=engine, reporter=reporter)
-    with files.locked(job.context), tempfile.TemporaryDirectory(prefix="kiln-secrets-") as secrets:
-        build = _twin_build(job, Path(secrets)) if twin else _real_build(job)
-        _run_buildkit(job, build)
-        digest = json.loads(build.metadata.read_text(encoding="utf-8"))["containerimage.digest"]
-        made = _accept(job, digest, build.labels["org.opencontainers.image.base.digest"])
-    receipt.write(catalog.output(plan.target.slug), made)
-    return made
+    job = prepare.Job(catalog=catalog, plan=plan, twin=twin, rehearsal=rehearsal, engine=engine, reporter=reporter)
+    shares = buildkit.is_own_driver(engine, builder)
+    with prepare.staged(job) as ready:
+        yield ready if shares else replace(ready, build=replace(ready.build, network=bake.OTHERS_NETWORK))
 
 
 def patch_folder(catalog: Catalog, plan: Plan, *, twin: bool) -> Path:
     """Return the folder that a build has staged for its patch step: kiln-patch.pyz and series/."""
-    return _context(catalog, plan, twin=twin) / "patch"
+    return prepare.context_of(catalog, plan, twin=twin) / "patch"
 
 
-def _context(catalog: Catalog, plan: Plan, *, twin: bool) -> Path:
-    return catalog.state / "contexts" / (f"{plan.target.slug}-twin" if twin else plan.target.slug)
+def _compare(to: Reference, made: Made, found: Receipt, again: str) -> None:
+    if made.digest != found.digest:
+        raise errors.PublishRefused(
+            f"{to}: from the same inputs came {made.digest}, and {found.digest} was accepted", hint=f"{again} --rebuild"
+        )
 
 
-def _run_buildkit(job: _Job, build: buildx.Build) -> None:
-    """Run the build; a patch step that fails is a patch that did not apply, with its own words."""
-    printed: list[str] = []
-    argv = buildx.command(build, docker=job.engine.docker)
-    try:
-        with job.reporter.step("build the image") as detail:
-
-            def line(text: str) -> None:
-                printed.append(text)
-                detail(text)
-
-            process.show(argv, line=line, env=job.engine.environment())
-    except errors.CommandFailed as error:
-        if not any(_PATCH_STEP_FAILED.search(text) for text in printed):
-            raise
-        said = dict.fromkeys(match[1] for text in printed if (match := _STEP_OUTPUT.match(text)))
-        raise errors.NotApplied(
-            "\n".join(["the patch step failed in the image, which was not tagged:", *said]),
-            hint="the base holds other files than the wheel that was rehearsed: check the base's digest",
-        ) from error
+def _build(ready: Ready, build: Build, step: str, builder: str) -> Made:
+    return buildkit.run(build, engine=ready.job.engine, reporter=ready.job.reporter, step=step, builder=builder)
 
 
-def _accept(job: _Job, digest: str, base_digest: str) -> receipt.Receipt:
-    """Verify the patched files in the image, compare its ledger with the rehearsal's, then tag it."""
+def _built_elsewhere(ready: Ready, begun: Sequence[Descriptor], to: Reference, builder: str) -> Receipt:
+    """Build on a builder with a store of its own; what it pushed is read out of the registry.
+
+    Raises NotApplied where that is not what was rehearsed; it has no tag, so nothing stands for it.
+    """
+    built = _build(ready, replace(ready.build, output=bake.pushed_by_digest(to.name)), _STEP, builder)
+    with registries.connect(to.host, ca=ready.job.catalog.config.ca) as registry:
+        pushed = images.open_image(registry, to.repository, built.digest)
+        ledger = accept_remote.ledger_of(ready, pushed, begun)
+    sizes = tuple(layer.size for layer in pushed.manifest.layers)
+    accept.check_budget(ready.job, sum(sizes), len(sizes), begun)
+    return replace(
+        _receipt(ready, built.digest, ledger),
+        image=str(to.at(built.digest)),
+        compressed_bytes=sum(sizes),
+        layers=len(sizes),
+        builder=builder,
+    )
+
+
+def _unchanged(ready: Ready) -> Receipt | None:
+    """Return the receipt of an image with these inputs, if it is still where the receipt says."""
+    found = receipt.read(ready.job.catalog.output(ready.job.plan.target.slug), ready.job.kind)
+    if found is None or found.thin or found.inputs_sha256 != ready.inputs_sha256 or not _is_there(ready, found):
+        return None
+    ready.job.reporter.note(f"✓ unchanged: {found.image} has these inputs, and is not built again")
+    return replace(found, unchanged=True, seconds=dict(ready.job.reporter.timings))
+
+
+def _is_there(ready: Ready, found: Receipt) -> bool:
+    """Say whether an image is in its registry, or in the engine under its tag."""
+    at = reference.parse(found.image)
+    if at.digest:
+        with registries.connect(at.host, ca=ready.job.catalog.config.ca) as registry:
+            return registry.head(at.repository, at.digest) is not None
+    with contextlib.closing(ready.job.engine.client()) as client:
+        try:
+            return bool(client.images.get(found.image).id == client.images.get(found.digest).id)
+        except ImageNotFound:
+            return False
+
+
+def _accepted(ready: Ready, begun: Sequence[Descriptor], digest: str) -> Receipt:
+    """Verify files, ledger, versions and size of an image in the engine, then tag it; a refused one is removed."""
+    job = ready.job
+    made_tag = f"kiln/{job.name}"
     with contextlib.closing(job.engine.client()) as client:
+        size, layers = inspect.compressed_bytes(client, digest), len(inspect.layers(client, digest))
         try:
             with job.reporter.step("verify the patched files in the image"):
-                ledger = _verified_ledger(job, client, digest)
-        except errors.NotApplied:
+                ledger = accept.in_engine(job, client, digest)
+            accept.check_budget(job, size, layers, begun)
+        except (errors.NotApplied, errors.Findings):
             inspect.discard(client, digest)
             raise
-        client.images.get(digest).tag(f"kiln/{job.name}", tag="latest")
-        commit, dirty = catalog_state(job.catalog.root)
-        return receipt.Receipt(
-            target=job.plan.target.slug,
-            kind=job.kind,
-            image=f"kiln/{job.name}:latest",
-            digest=digest,
-            base=base_digest,
-            series=tuple(use.id for use in job.plan.series),
-            ledger_sha256=hashlib.sha256(ledger).hexdigest(),
-            compressed_bytes=inspect.compressed_bytes(client, digest),
-            layers=len(inspect.layers(client, digest)),
-            catalog_commit=commit,
-            catalog_dirty=dirty,
-            seconds=dict(job.reporter.timings),
-        )
+        client.images.get(digest).tag(made_tag, tag="latest")
+    return replace(_receipt(ready, digest, ledger), image=f"{made_tag}:latest", compressed_bytes=size, layers=layers)
 
 
-def _verified_ledger(job: _Job, client: DockerClient, digest: str) -> bytes:
-    """Return the ledger in the image, once every patched file was hashed there and the ledger is the rehearsal's."""
-    files_sent = [job.context / "patch" / name for name in ("kiln-patch.pyz", "series")]
-    patcher, series = (f"{containers.ASKED}/{path.name}" for path in files_sent)
-    argv = (patcher, "verify", "--json", "--series", series)
-    with containers.answering(client, digest, files_sent, argv, seconds=_VERIFY_TIMEOUT_S) as (place, result):
-        said = answer.read(argv, result, tree=place.name, again="./inv build")
-        if said.exit_code:
-            found = [f"{digest}: not what the rehearsal gave, so it was not tagged", *describe(said.report)]
-            raise errors.NotApplied("\n".join(found), hint="look for a step after the patch step in the Dockerfile")
-        ledger = inspect.read_file(place.container, LEDGER)
-    if ledger != job.rehearsal.ledger:
-        raise errors.NotApplied(
-            f"{digest}: its ledger is not the rehearsal's, so it was not tagged",
-            hint=f"the base is not this release's: docker run --rm {digest} cat {LEDGER}",
-        )
-    return ledger
-
-
-def _twin_build(job: _Job, secrets: Path) -> buildx.Build:
-    catalog, twin = job.catalog, twin_of(job.plan)
-    bases, data = catalog.state / "bases", catalog.root / "images/twin/base"
-    if twin.base == "debian":
-        root, builder = base.ensure_both(bases, job.reporter, data=data)
-        named = {"base": root.context, "builder": builder.context}
-        base_name, base_digest, argument = "debian", root.digest, "base"
-        packages = [asdict(package) for package in root.packages]
-    else:
-        base_name, base_digest, argument = _registry_base(job, twin.base)
-        named = {"builder": base.ensure("builder", bases, job.reporter, data=data).context}
-        packages = []
-    pins = job.plan.as_data() | {"kind": job.kind, "base": {"digest": base_digest, "packages": packages}}
-    with job.reporter.step("stage the build context"):
-        context.stage(job.context, job.rehearsal, pins)
-        context.stage_twin(job.context, catalog, twin, catalog.releases.releases[job.plan.target.release])
-        tools = context.stage_tools(catalog.state, twin)
-        secret_files = context.stage_secrets(secrets)
-    return buildx.Build(
-        dockerfile=catalog.root / "images/twin/Dockerfile",
-        context=job.context,
-        contexts=tools | named,
-        args={"BASE": argument},
-        inherited=tuple(name for name in _PROXY_ARGS if name in os.environ),
-        secrets=secret_files,
-        labels=_labels(job, base_name=base_name, base_digest=base_digest),
-        network=job.engine.build_network,
-        metadata=job.metadata,
+def _receipt(ready: Ready, digest: str, ledger: bytes) -> Receipt:
+    """Return what is known of an image that was accepted; where it lies and its size are the caller's to say."""
+    job, labels = ready.job, ready.build.labels
+    return receipt.Receipt(
+        target=job.plan.target.slug,
+        kind=job.kind,
+        image="",
+        digest=digest,
+        base=ready.base.digest,
+        series=tuple(use.id for use in job.plan.series),
+        ledger_sha256=hashlib.sha256(ledger).hexdigest(),
+        inputs_sha256=ready.inputs_sha256,
+        compressed_bytes=0,
+        layers=0,
+        catalog_commit=labels["ai.kiln.catalog.commit"],
+        catalog_dirty=labels["ai.kiln.catalog.dirty"] == "true",
+        seconds=dict(job.reporter.timings),
     )
-
-
-def _real_build(job: _Job) -> buildx.Build:
-    kind = job.plan.image.kind
-    release = job.catalog.releases.releases[job.plan.target.release]
-    base_name, base_digest, reference = _registry_base(job, (release.rocm if kind == "rocm" else release.cuda).image)
-    with job.reporter.step("stage the build context"):
-        pins = job.plan.as_data() | {"kind": job.kind, "base": {"digest": base_digest}}
-        context.stage(job.context, job.rehearsal, pins, job.catalog.root / "images" / kind / "tuned")
-    return buildx.Build(
-        dockerfile=job.catalog.root / "images" / kind / "Dockerfile",
-        context=job.context,
-        contexts={},
-        args={"BASE": reference},
-        inherited=(),
-        secrets={},
-        labels=_labels(job, base_name=base_name, base_digest=base_digest),
-        network=job.engine.build_network,
-        metadata=job.metadata,
-    )
-
-
-def _registry_base(job: _Job, image: records.ImagePin) -> tuple[str, str, str]:
-    """Return name, digest and the reference to pull of a base; a tag alone is refused, because it can move."""
-    if image.manifest is None:
-        raise errors.BadInput(
-            f"{image.reference}: no digest is known for this image, and a tag can move",
-            hint=f"add its manifest digest to releases.{job.plan.target.release} in images/releases.yaml",
-        )
-    reference = job.catalog.mirrored(f"{image.repository}@{image.manifest.digest}")
-    with job.reporter.step(f"find {reference}"):
-        _require_base(job.engine, reference, image.reference)
-    return image.reference, image.manifest.digest, reference
-
-
-def _require_base(engine: Engine, reference: str, tagged: str) -> None:
-    """Raise Missing, with the exact image and what to do, when no registry hands out the base."""
-    argv = (engine.docker, "buildx", "imagetools", "inspect", "--raw", reference)
-    try:
-        process.ask(argv, env=engine.environment(), timeout_s=_PULL_TIMEOUT_S)
-    except errors.CommandFailed as error:
-        raise errors.Missing(
-            f"the series applies, but its base image cannot be pulled: {reference} ({tagged})\n"
-            f"{error.message.splitlines()[-1]}",
-            hint=f"docker pull {reference}; or name a mirror in kiln.yaml: mirrors: {{docker.io/vllm: MIRROR/vllm}}",
-        ) from error
-
-
-def _labels(job: _Job, *, base_name: str, base_digest: str) -> dict[str, str]:
-    """Return the image's labels: the standard ones are the annotation keys of the OCI image specification."""
-    commit, dirty = catalog_state(job.catalog.root)
-    return {
-        "org.opencontainers.image.title": job.plan.target.slug,
-        "org.opencontainers.image.version": job.plan.target.release,
-        "org.opencontainers.image.revision": dict(job.plan.pins)["vllm_commit"],
-        "org.opencontainers.image.base.name": base_name,
-        "org.opencontainers.image.base.digest": base_digest,
-        "ai.kiln.target": job.plan.target.slug,
-        "ai.kiln.kind": job.kind,
-        "ai.kiln.series": ",".join(use.id for use in job.plan.series),
-        "ai.kiln.ledger.sha256": hashlib.sha256(job.rehearsal.ledger).hexdigest(),
-        "ai.kiln.catalog.commit": commit,
-        "ai.kiln.catalog.dirty": str(dirty).lower(),
-    }
-
-
-def catalog_state(root: Path) -> tuple[str, bool]:
-    """Return the last commit that changed what images are made of, and whether that was edited since.
-
-    ("none", True) outside of git. A commit to anything else leaves labels, and so digests, as they are.
-    """
-    git = ("git", "-C", str(root))
-    at = process.run((*git, "log", "-1", "--format=%H", "--", *_CATALOG))
-    if at.code or not at.stdout.strip():
-        return "none", True
-    return at.stdout.strip(), bool(process.ask((*git, "status", "--porcelain", "--", *_CATALOG)).strip())

@@ -13,8 +13,8 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from kiln import errors, report
-from kiln.image.buildx import SOURCE_DATE_EPOCH
+from kiln import errors, files, report
+from kiln.image.bake import SOURCE_DATE_EPOCH
 from kiln.patching import zipapp
 from kiln.patching.outcomes import digest
 from kiln.patching.series import write_series
@@ -69,27 +69,40 @@ def stage_twin(folder: Path, catalog: Catalog, twin: records.Twin, release: reco
 
 def stage_tools(state: Path, twin: records.Twin) -> dict[str, str]:
     """Return the named contexts of the installer stages: `tools` holds uv, `wheels` holds torch's CPU wheel."""
+    return {"tools": str(stage_uv(state)), "wheels": str(torch_wheel(state, twin).parent)}
+
+
+def stage_uv(state: Path) -> Path:
+    """Return a folder that holds nothing but uv, one program without libraries that runs in every image."""
     import uv
 
     tools = state / "tools"
-    _link(uv.find_uv_bin(), tools / "uv")
-    return {"tools": str(tools), "wheels": str(torch_wheel(state, twin).parent)}
+    with files.locked(tools):
+        link(uv.find_uv_bin(), tools / "uv")
+    return tools
 
 
 def torch_wheel(state: Path, twin: records.Twin) -> Path:
-    """Return torch's CPU wheel, from pip's find-links folders or fetched once; alone in its folder."""
-    target = state / "torch" / twin.torch.sha256 / twin.torch.file
-    if not target.is_file():
-        local = (folder / twin.torch.file for folder in pip_config.read().find_links)
-        source = next((path for path in local if path.is_file()), None)
-        if source:
-            _link(str(source), target)
-        else:
-            wheel.download(twin.torch, target)
+    """Return torch's CPU wheel, alone in its folder."""
+    return whole_wheel(state / "torch", twin.torch)
+
+
+def whole_wheel(folder: Path, pin: records.WheelPin) -> Path:
+    """Return a wheel as a file, from pip's find-links folders or fetched once; alone in its folder."""
+    target = folder / pin.sha256 / pin.file
+    # another build at the same time reads the whole folder
+    with files.locked(target.parent):
+        if not target.is_file():
+            local = (each / pin.file for each in pip_config.read().find_links)
+            source = next((path for path in local if path.is_file()), None)
+            if source:
+                link(str(source), target)
+            else:
+                wheel.download(pin, target)
     return target
 
 
-def stage_secrets(folder: Path) -> dict[str, Path]:
+def stage_secrets(folder: Path, ca: Path | None) -> dict[str, Path]:
     """Write the files that installer stages see and no layer keeps: CA bundle and package index."""
     import certifi
 
@@ -98,7 +111,8 @@ def stage_secrets(folder: Path) -> dict[str, Path]:
     index = folder / "uv.toml"
     index.write_text(f'[[index]]\nurl = "{settings.index_url}"\ndefault = true\n', encoding="utf-8")
     index.chmod(0o600)
-    return {"ca.crt": settings.cert or Path(os.environ.get("SSL_CERT_FILE", certifi.where())), "uv.toml": index}
+    bundle = ca or settings.cert or Path(os.environ.get("SSL_CERT_FILE", certifi.where()))
+    return {"ca.crt": bundle, "uv.toml": index}
 
 
 def requirement(pin: records.WheelPin) -> str:
@@ -121,11 +135,19 @@ def _member(name: str, kind: bytes, mode: int, size: int) -> tarfile.TarInfo:
     return member
 
 
-def _link(source: str, target: Path) -> None:
-    """Put `source` at `target` without a copy where the file system allows it."""
+def link(source: str, target: Path) -> None:
+    """Put `source` at `target` without a copy where the file system allows it; what is there already is left alone."""
+    if target.exists() and _is_same(source, target):
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def _is_same(source: str, target: Path) -> bool:
+    """Say whether a file is the source, or a copy that has its size and time."""
+    one, other = Path(source).stat(), target.stat()
+    return os.path.samestat(one, other) or (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)

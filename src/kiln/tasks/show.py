@@ -6,12 +6,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from kiln import errors, report
+from kiln.image import many
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
     from kiln.engine import Engine, Status
+    from kiln.image.many import Chosen, Row
     from kiln.image.receipt import Receipt
     from kiln.plan import Plan
     from kiln.smoke.records import SmokeResult
@@ -38,6 +40,7 @@ def show_plan(plan: Plan, *, json: bool) -> None:
         ("wheel", f"{plan.wheel.file} sha256:{plan.wheel.sha256[:12]}"),
         ("twin", twin),
         *((f"pin {name}", value) for name, value in plan.pins),
+        *((f"install {each.package}", f"{each.version}: {each.reason}") for each in plan.installs),
         *((f"patch {use.id}", f"edition {use.edition}: {use.title}") for use in plan.series),
     ]
     print(report.table(("what", "value"), rows))
@@ -70,14 +73,80 @@ def show_targets(targets: Iterable[Choice], twins: Collection[str], *, json: boo
     print(report.table((*names[:3], "releases", "refused: a needed patch has no edition, or another pin"), cells))
 
 
+def show_plans(chosen: Iterable[Chosen], *, json: bool) -> None:
+    """Print every target of a matrix: what it is made of, or why it is refused."""
+    if json:
+        rows = [
+            {
+                "target": each.target,
+                "plan": each.plan.as_data() if each.plan else None,
+                "refused": each.error.message.splitlines() if each.error else [],
+            }
+            for each in chosen
+        ]
+        print(report.as_json(rows))
+        return
+    cells = [(each.target, *_made_of(each)) for each in chosen]
+    print(report.table(("target", "base", "digest", "series, or why it is refused"), cells))
+
+
+def _made_of(chosen: Chosen) -> tuple[str, str, str]:
+    if not chosen.plan:
+        return "", "", f"refused: {_first_line(chosen.error)}"
+    image = chosen.plan.image
+    digest = image.digest[:_SHOWN_DIGEST] if image.digest else "unknown"
+    state = "" if image.verified or not image.digest else f" ({image.confidence})"
+    series = ", ".join(use.id for use in chosen.plan.series) or "none is needed"
+    return f"{image.kind} {image.tag}", digest + state, series
+
+
+def show_rows(rows: Sequence[Row], *, json: bool) -> None:
+    """Print what became of every target; raises the error with the highest exit code of those there are."""
+    if json:
+        print(report.as_json([_row_data(row) for row in rows]))
+    else:
+        cells = [(row.target, row.outcome, f"{row.seconds:.1f}s", _ended_as(row)) for row in rows]
+        print(report.table(("target", "", "time", "image, or why there is none"), cells))
+    if error := many.worst(rows):
+        raise error
+
+
+def _row_data(row: Row) -> dict[str, Any]:
+    error = row.error
+    return {
+        "target": row.target,
+        "outcome": row.outcome,
+        "seconds": row.seconds,
+        "receipt": asdict(row.receipt) if row.receipt else None,
+        "error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code} if error else None,
+    }
+
+
+def _ended_as(row: Row) -> str:
+    if row.error:
+        return _first_line(row.error)
+    return f"{row.receipt.image} {row.receipt.digest[:_SHOWN_DIGEST]}" if row.receipt else "its series applies"
+
+
+def _first_line(error: errors.KilnError | None) -> str:
+    return error.message.splitlines()[0] if error else ""
+
+
+def show_document(document: str) -> None:
+    """Print a bake file."""
+    print(document, end="")
+
+
 def show_receipt(receipt: Receipt, *, json: bool) -> None:
     if json:
         print(report.as_json(asdict(receipt)))
         return
     print(
-        f"built {receipt.image}\n"
+        f"{'unchanged' if receipt.unchanged else 'built'} {receipt.image}\n"
         f"  digest  {receipt.digest}\n"
-        f"  base    {receipt.base}\n"
+        + (f"  pushed  {receipt.pushed}\n" if receipt.pushed else "")
+        + f"  base    {receipt.base}\n"
+        f"  inputs  sha256:{receipt.inputs_sha256}\n"
         f"  size    {receipt.compressed_bytes / _MB:.1f} MB compressed, {receipt.layers} layers\n"
         f"  series  {', '.join(receipt.series) or 'no patch is needed'}: APPLIED, ledger equals the rehearsal's\n"
         f"  receipt build/{receipt.target}/{receipt.kind}.json"

@@ -1,0 +1,1 @@
+"""A patch-only image, made and pushed without its base being pulled."""
