@@ -37,6 +37,7 @@ def test_the_whole_record(toy_catalog: Path, tmp_path: Path) -> None:
         "image_digest": "sha256:0",
         "passed": False,
         "not_run": ["device/fast path: no GPU"],
+        "recipe_sha256": evidence.recipe_sha256(made),
         "series": [{"id": "toy", "edition_sha256": made.series[0].sha256}],
         "smoke": {
             "image": "sha256:0",

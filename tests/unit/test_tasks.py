@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from invoke.program import Program
 
+from conftest import TOY_BEFORE, TOY_PATH
 from kiln import __version__, catalog, errors, plan, process, report
 from kiln.errors import Finding
 from kiln.smoke.records import CheckResult, SmokeResult
@@ -32,7 +33,9 @@ TASKS = [
     "engine.down",
     "engine.status",
     "engine.up",
+    "image.diff",
     "lint",
+    "lock.images",
     "lock.twin",
     "patch.apply",
     "patch.edit",
@@ -47,8 +50,11 @@ TASKS = [
     "patch.status",
     "patch.verify",
     "plan",
+    "publish",
+    "run",
     "smoke",
     "test",
+    "verify",
 ]
 FLAGS = " (arguments are flags: --variant mxfp8)"
 PACK_FLAGS = "--arch, --json, --model, --out, --release, --variant"
@@ -138,7 +144,7 @@ def test_every_flag_is_explained() -> None:
     assert (found.code, found.stderr) == (0, "")
     assert found.stdout.startswith("Usage: kiln [--core-opts] build ")
     flags = [line for line in found.stdout.splitlines() if line.startswith("  -")]
-    assert len(flags) == 7
+    assert len(flags) == 15
     assert not [line for line in flags if len(line.strip().split("  ")) < 2], "a flag without a word of help"
 
 
@@ -225,7 +231,7 @@ def test_plan_list(ran: Ran, catalog_copy: Path) -> None:
     model, newest = "MiniMaxAI/MiniMax-M3", "0.30.0, 0.31.0 (twin), 0.32.0, 0.33.0"
     since = "0.25.0, 0.25.1, 0.26.0, 0.27.0, 0.27.1, 0.28.0, 0.29.0"
     assert (model, "nvfp4", "sm100", f"0.24.0, {since}, {newest}") in cells
-    assert (model, "mxfp4", "gfx950", f"{since}, {newest}", "0.24.0") in cells
+    assert (model, "mxfp4", "gfx950", f"0.24.0, {since}, {newest}") in cells
 
 
 def test_plan_list_of_some_targets(ran: Ran) -> None:
@@ -289,6 +295,36 @@ def test_a_dry_run_rehearses_and_builds_nothing(ran: Ran, toy_catalog: Path) -> 
     assert (code, out) == (5, "")
     assert "patch toy: " in err
     assert "  next: nothing was built; compare patches/toy/0.31.0.patch with patch.yaml" in err
+
+
+def test_plan_all_shows_the_matrix(ran: Ran) -> None:
+    code, out, err = ran("plan", "--all", "--arch", "gfx942", "--json")
+    assert (code, err) == (0, "")
+    rows = json.loads(out)
+    assert [row["target"] for row in rows] == ["minimax-m3-bf16-gfx942-0.31.0", "minimax-m3-mxfp8-gfx942-0.31.0"]
+    assert [row["refused"] for row in rows] == [[], []]
+    code, alone, _ = ran("plan", *TARGET, "--json")
+    assert json.loads(alone) == rows[1]["plan"]
+    code, out, err = ran("plan", "--all", "--arch", "gfx942")
+    assert (code, err, len(out.splitlines())) == (0, "", 3)
+    assert out.splitlines()[2].endswith("m3-stream-first-delta, m3-reasoning-prompt-marker")
+
+
+def test_a_dry_run_of_all_has_a_row_for_each_and_the_worst_exit_code(ran: Ran, toy_catalog: Path) -> None:
+    loaded = catalog.load(toy_catalog)
+    pin = loaded.releases.releases["0.31.0"].wheel
+    wheel.keep(pin, TOY_PATH, TOY_BEFORE, cache=loaded.state / "wheels")
+    code, out, err = ran("build", "--all", "--arch", "gfx942", "--dry-run", "--json")
+    assert code == 0
+    assert {line.partition(" | ")[0] for line in err.splitlines()} == {row["target"] for row in json.loads(out)}
+    assert [row["outcome"] for row in json.loads(out)] == ["rehearsed", "rehearsed"]
+    wheel.keep(pin, TOY_PATH, b"WORD = 'other'\n", cache=loaded.state / "wheels")
+    code, out, err = ran("build", "--all", "--arch", "gfx942", "--dry-run")
+    assert code == 5
+    assert [line.split()[1] for line in out.splitlines()[1:]] == ["failed", "failed"]
+    assert "✗ 2 of 2 targets were refused or failed: " in err
+    code, out, err = ran("build", "--all", "--arch", "gfx942", "--jobs", "none")
+    assert (code, out) == (2, "")
 
 
 def test_a_twin_of_a_release_that_has_none_is_refused(ran: Ran) -> None:

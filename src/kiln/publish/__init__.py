@@ -1,1 +1,1 @@
-"""What stands between a smoked image and its users: evidence so far."""
+"""Takes a smoked image to its users: gate, attestations, signatures, tags; and verifies what was published."""

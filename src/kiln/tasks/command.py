@@ -16,11 +16,19 @@ from kiln import errors, report
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+WORDS = "kiln_words"  # the attribute of a task's body that tells them
 BROKEN_PIPE = 141  # 128 and the number of the signal
 
 
-def command(help: dict[str, str] | None = None) -> Callable[[Callable[..., None]], Any]:  # noqa: A002
-    """Make an Invoke task: every argument is a long flag, and what a user can cause or fix becomes its exit code."""
+def command(
+    help: dict[str, str] | None = None,  # noqa: A002
+    *,
+    words: tuple[str, ...] = ("id_",),
+) -> Callable[[Callable[..., None]], Any]:
+    """Make an Invoke task: every argument is a long flag, and what a user can cause or fix becomes its exit code.
+
+    `words` are the parameters whose flags may be left out, in the order in which their values then stand.
+    """
 
     def wrap(body: Callable[..., None]) -> Any:
         @functools.wraps(body)
@@ -41,6 +49,7 @@ def command(help: dict[str, str] | None = None) -> Callable[[Callable[..., None]
                     raise _exit(damage) from error
                 raise
 
+        setattr(run, WORDS, words)
         return invoke_task(run, help=help or {}, positional=[], auto_shortflags=False)
 
     return wrap

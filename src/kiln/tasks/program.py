@@ -16,7 +16,7 @@ from invoke.exceptions import Exit, ParseError
 from invoke.program import Program
 
 from kiln import __version__, errors
-from kiln.tasks.command import BROKEN_PIPE, drop_unwritable
+from kiln.tasks.command import BROKEN_PIPE, WORDS, drop_unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,31 +75,31 @@ class KilnProgram(Program):
         self.execute()
 
     def _with_ids(self, words: Sequence[str]) -> Iterator[str]:
-        """Yield the words of a command line, with --id before the one bare word of a task of one thing.
+        """Yield the words of a command line, with the flag before each bare word of a task that takes such.
 
         Invoke's positional arguments would take `TASK --help` for a value.
         """
         tasks = {name: self.collection[name] for name in self.collection.task_names}
         valued: set[str] = set()
-        waits = is_value = False
+        waits: list[str] = []
+        is_value = False
         for word in words:
             if is_value:
                 is_value = False
             elif word.startswith("-"):
                 is_value = word in valued
-                waits = waits and word.partition("=")[0] != "--id"
+                waits = [flag for flag in waits if flag != word.partition("=")[0]]
             elif word in tasks:
                 # not task.get_arguments(), after which Invoke has no help for them any more
                 given = inspect.signature(tasks[word].body).parameters
                 valued = {
-                    f"--{name.strip('_').replace('_', '-')}"
+                    _flag(name)
                     for name, each in given.items()
                     if each.kind is each.KEYWORD_ONLY and not isinstance(each.default, bool)
                 }
-                waits = "id_" in given
+                waits = [_flag(name) for name in getattr(tasks[word].body, WORDS) if name in given]
             elif waits:
-                waits = False
-                yield "--id"
+                yield waits.pop(0)
             yield word
 
     def _near(self, error: ParseError) -> str:
@@ -143,6 +143,10 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.strip('_').replace('_', '-')}"
 
 
 def _end(code: int) -> NoReturn:
