@@ -128,7 +128,7 @@ class Lookalike:
         image = {name: stack["image"][name] for name in ("repository", "tag")}
         digests = {"manifest": self.digest} | ({"index": self.index} if self.index else {})
         for name, digest in digests.items():
-            image[name] = {"digest": digest, "confidence": "A", "verified": False}
+            image[name] = {"digest": digest, "confidence": "A"}
         stack |= {"image": image, "python": PYTHON}
         path.write_text(yaml.safe_dump(releases, sort_keys=False))
         lock_path = root / locked.LOCK

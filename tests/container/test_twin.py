@@ -201,7 +201,7 @@ def test_the_base_can_come_from_a_registry(
     def choose(folder: Path) -> None:
         path = folder / "images/releases.yaml"
         releases = yaml.safe_load(path.read_text())
-        pin = {"digest": digest, "confidence": "A", "verified": True}
+        pin = {"digest": digest, "confidence": "A"}
         image = {"repository": pushed, "tag": "12", "manifest": pin}
         releases["releases"]["0.31.0"]["twin"]["base"] = image
         path.write_text(yaml.safe_dump(releases))

@@ -85,7 +85,7 @@ class World:
                 continue
             kept.append(line)
             if line == f"        tag: v{R}\n" and kept[-2].endswith("vllm-openai\n"):
-                pins = (f'{{digest: "{digest}", confidence: B, verified: false}}' for digest in digests.values())
+                pins = (f'{{digest: "{digest}", confidence: B}}' for digest in digests.values())
                 kept += [f"        {name}: {pin}\n" for name, pin in zip(digests, pins, strict=True)]
         path.write_text("".join(kept), encoding="utf-8")
 

@@ -67,9 +67,9 @@ def test_the_real_catalog_loads(catalog_copy: Path) -> None:
         (RELEASES, "gpus: 8", "gpus: 0", f"{MI300X}.gpus: Input should be greater than or equal to 1 (found 0)"),
         (
             RELEASES,
-            "verified: false",
-            "verified: no",
-            f'{INDEX}.verified: Input should be a valid boolean (found "no")',
+            "aiter_use_system_triton: false",
+            "aiter_use_system_triton: no",
+            'releases.0.24.0.rocm.aiter_use_system_triton: Input should be a valid boolean (found "no")',
         ),
         (
             RELEASES,

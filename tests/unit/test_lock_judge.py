@@ -17,7 +17,7 @@ ACCEPT = f"look why; then take what the tag holds: ./inv lock --accept-moved {NA
 
 def pin(index: str = "", manifest: str = "", confidence: str = "A") -> records.ImagePin:
     digests = {
-        key: records.DigestPin.model_validate({"digest": digest, "confidence": confidence, "verified": False})
+        key: records.DigestPin.model_validate({"digest": digest, "confidence": confidence})
         for key, digest in (("index", index), ("manifest", manifest))
         if digest
     }

@@ -85,7 +85,6 @@ class DigestPin(Record):
 
     digest: Digest
     confidence: Literal["A", "B", "C"]
-    verified: bool
 
 
 class ImagePin(Record):

@@ -13,6 +13,7 @@ _LINTERS = (
     ("ruff", "format", "--check"),
     ("ruff", "check"),
     ("mypy",),
+    ("mypy", "--python-version=3.10", "images/install"),  # as old as a base's Python may be
     ("mypy", "tests/unit", "tests/network", "tests/conftest.py", "benchmarks"),
     ("mypy", "tests/container"),  # by itself: it has modules of the same names as tests/unit
     ("mypy", "tests/device"),
