@@ -69,9 +69,12 @@ def twin_plan(real_catalog: Catalog) -> Plan:
 
 
 @pytest.fixture(scope="session")
-def twin(real_catalog: Catalog, twin_plan: Plan) -> Receipt:
+def twin(real_catalog: Catalog, twin_plan: Plan, client: docker.DockerClient) -> Receipt:
     """The twin that `./inv build --variant mxfp8 --arch gfx942 --twin` makes."""
-    return build.run(real_catalog, twin_plan, twin=True, reporter=REPORTER)
+    made = build.run(real_catalog, twin_plan, twin=True, reporter=REPORTER)
+    # tests build others of its name, by which one without another would be removed
+    client.images.get(made.digest).tag("kiln-test/twin", tag="session")
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,12 @@ def test_a_file_changed_after_the_patch_step_is_found_and_not_tagged(
 
 
 def test_an_edit_of_the_same_size_reaches_the_image(
-    edited: Callable[[Callable[[Path], None]], Catalog], real_catalog: Catalog, twin: Receipt, twin_plan: Plan
+    edited: Callable[[Callable[[Path], None]], Catalog],
+    real_catalog: Catalog,
+    twin: Receipt,
+    twin_plan: Plan,
+    *,
+    client: docker.DockerClient,
 ) -> None:
     """BuildKit takes a file of the same size and time for the one it has: what is staged must not look like that."""
     release = twin_plan.target.release
@@ -177,6 +182,10 @@ def test_an_edit_of_the_same_size_reaches_the_image(
     receipt = build.run(changed, plan.make(changed, variant="mxfp8", arch="gfx942"), twin=True, reporter=QUIET)
     assert receipt.digest != twin.digest
     assert receipt.ledger_sha256 != twin.ledger_sha256
+    # the image that it replaces is kept while it has another name, and else removed
+    assert client.images.get(twin.digest)
+    build.run(real_catalog, twin_plan, twin=True, reporter=QUIET)
+    assert receipt.digest not in {image.id for image in client.images.list(all=True)}
 
 
 def test_the_base_can_come_from_a_registry(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from docker import DockerClient
+
     from kiln.catalog import Catalog
     from kiln.image.bake import Build, Made
     from kiln.image.prepare import Ready
@@ -198,8 +200,18 @@ def _accepted(ready: Ready, begun: Sequence[Descriptor], digest: str) -> Receipt
         except (errors.NotApplied, errors.Findings):
             inspect.discard(client, digest)
             raise
-        client.images.get(digest).tag(made_tag, tag="latest")
+        _tag(client, digest, made_tag)
     return replace(_receipt(ready, digest, ledger), image=f"{made_tag}:latest", compressed_bytes=size, layers=layers)
+
+
+def _tag(client: DockerClient, digest: str, name: str) -> None:
+    """Give an image its name; the one that had it is removed, unless it has another one or is in use."""
+    replaced = ""
+    with contextlib.suppress(ImageNotFound):
+        replaced = str(client.images.get(f"{name}:latest").id)
+    client.images.get(digest).tag(name, tag="latest")
+    if replaced and replaced != digest:
+        inspect.discard(client, replaced)
 
 
 def _receipt(ready: Ready, digest: str, ledger: bytes) -> Receipt:
