@@ -22,7 +22,7 @@ ACTIONS = {
     "sigstore/cosign-installer": "faadad0cce49287aee09b3a48701e75088a2c6ad",
 }
 TARGET = ("--variant", "mxfp8", "--arch", "gfx942")
-SETTINGS = ("KILN_TO", "KILN_KEY", "KILN_IDENTITY", "KILN_ISSUER", "KILN_WAIVER", "GH_TOKEN")
+SETTINGS = ("KILN_TO", "KILN_KEY", "KILN_IDENTITY", "KILN_ISSUER", "KILN_WAIVER", "KILN_BASES", "GH_TOKEN")
 
 INV = """\
 #!/usr/bin/env bash
@@ -140,7 +140,12 @@ def test_changed_pins_are_pushed_as_one_commit_and_proposed(checkout: Path) -> N
 
 
 def test_a_proposal_that_there_is_is_written_anew(checkout: Path) -> None:
-    assert run(checkout, "pins", **TOKEN, KNOWN="7")[1][-1] == "gh pr edit pins --body-file build/pins.txt"
+    assert run(checkout, "pins", **TOKEN, KNOWN="7")[1][-1] == "gh pr edit 7 --body-file build/pins.md"
+
+
+def test_bases_are_read_release_by_release(checkout: Path) -> None:
+    _, calls = run(checkout, "pins", KILN_BASES="0.30.0 0.31.0")
+    assert calls == [LOCK, "lock --bases --release 0.30.0", "lock --bases --release 0.31.0"]
 
 
 def test_without_a_token_changed_pins_stay_here(checkout: Path) -> None:
@@ -176,7 +181,7 @@ def test_the_checkout_keeps_no_credentials_and_jobs_end(workflow: Any) -> None:
 def test_nothing_of_a_person_is_put_into_a_shell_line(workflow: Any) -> None:
     for line in (step["run"] for step in steps(workflow) if "run" in step):
         assert "${{" not in line
-        assert re.match(r"(ci/[a-z]+|docker login) ?", line)
+        assert re.match(r"(ci/[a-z]+|docker log(in|out)) ?", line)
 
 
 def test_the_scripts_are_bash_and_can_be_run() -> None:

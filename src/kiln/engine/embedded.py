@@ -8,7 +8,6 @@ import fcntl
 import http.client
 import json
 import shutil
-import socket
 import time
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiln import errors, process
-from kiln.engine import identity, network, plan, tools
+from kiln.engine import identity, network, plan, tools, unix_http
 from kiln.engine.identity import Identity
 from kiln.engine.plan import Home, Network
 from kiln.engine.records import Engine
@@ -45,19 +44,6 @@ class State:
     dockerd: Identity | None = None
     registry: Identity | None = None
     server_version: str = ""
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket: a fraction of the time that importing the SDK takes."""
-
-    def __init__(self, path: Path, *, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 def find(root: Path) -> Engine | None:
@@ -223,7 +209,7 @@ def _failed_start(name: str, log: Path) -> errors.CommandFailed:
 
 def _server_version(path: Path) -> str | None:
     try:
-        with contextlib.closing(_UnixConnection(path, timeout=_ANSWER_S)) as connection:
+        with contextlib.closing(unix_http.Connection(path, timeout=_ANSWER_S)) as connection:
             connection.request("GET", "/version")
             answer = json.loads(connection.getresponse().read())
     except (OSError, http.client.HTTPException, ValueError):

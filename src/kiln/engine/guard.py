@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import ssl
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kiln import errors, process
+from kiln.engine import identity, unix_http
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,16 +100,12 @@ def remove(host: str, session: str) -> int:
 
 def owner(pid: int) -> str | None:
     """Return what names a living process beyond doubt: machine boot, process namespace, pid and start time."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace").rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return None
-    return None if fields[0] in "ZX" else f"{_world()}:{pid}:{fields[19]}"
+    found = identity.of(pid)
+    return f"{_world()}:{found.pid}:{found.started}" if found else None
 
 
 def _world() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    return f"{boot}:{Path('/proc/self/ns/pid').readlink().name}"
+    return f"{identity.boot()}:{Path('/proc/self/ns/pid').readlink().name}"
 
 
 def _is_orphan(labels: dict[str, str]) -> bool:
@@ -128,21 +124,10 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))}
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(_TIMEOUT_S)
-        self.sock.connect(self._path)
-
-
 def _connection(host: str) -> http.client.HTTPConnection:
     url = urllib.parse.urlsplit(host)
     if url.scheme == "unix":
-        return _UnixConnection(url.path)
+        return unix_http.Connection(Path(url.path), timeout=_TIMEOUT_S)
     if url.scheme in {"tcp", "http", "https"} and url.hostname:
         certificates = os.environ.get("DOCKER_CERT_PATH")
         if url.scheme == "https" or os.environ.get("DOCKER_TLS_VERIFY"):
@@ -151,7 +136,7 @@ def _connection(host: str) -> http.client.HTTPConnection:
                 context.load_cert_chain(f"{certificates}/cert.pem", f"{certificates}/key.pem")
             return http.client.HTTPSConnection(url.hostname, url.port or 2376, timeout=_TIMEOUT_S, context=context)
         return http.client.HTTPConnection(url.hostname, url.port or 2375, timeout=_TIMEOUT_S)
-    raise errors.BadInput(f"DOCKER_HOST {host!r}: smoke runs need an engine at unix:// or tcp://")
+    raise errors.BadInput(f"DOCKER_HOST {host!r}: containers of a run need an engine at unix:// or tcp://")
 
 
 def _ask(host: str, method: str, path: str) -> tuple[int, bytes]:

@@ -83,6 +83,23 @@ def run(engine: Engine, inputs: Inputs, *, cache: Path, reporter: Reporter) -> S
     )
 
 
+def look(engine: Engine, image: str, patched: structural.Patched, *, reporter: Reporter) -> SmokeResult:
+    """Check an image whose server cannot be started here: tier structural, all else is NOT_RUN."""
+    clock, started = time.monotonic(), dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    found = server.find_image(engine, image)
+    with (
+        contextlib.closing(engine.client()) as client,
+        reporter.step("verify the patched files, run the probes"),
+    ):
+        checked = tuple(structural.run_idle(client, found.digest, patched))
+    reason = "serving a real image is not part of this release of Kiln"
+    unserved = (_not_run("serve", name, reason) for name in (*(check.name for check in checks.SERVE), "shutdown"))
+    seconds = round(time.monotonic() - clock, 2)
+    return SmokeResult(
+        image=found.digest, puppet="", started=started, seconds=seconds, checks=(*checked, *unserved, *_later("a real"))
+    )
+
+
 def _serve(made: _Started) -> Iterator[CheckResult]:
     clock = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -149,9 +166,14 @@ def _not_covered(inputs: Inputs) -> Iterator[CheckResult]:
         yield _not_run("serve", "flags", f"without a GPU it was served without {' '.join(inputs.not_served)}")
     if inputs.patched is None:
         yield _not_run("structural", "verify", "no series was named for this image")
+    yield from _later("a CPU-only")
+
+
+def _later(kind: str) -> Iterator[CheckResult]:
+    """Yield the tiers that are not run on an image of this kind, wherever it is."""
     yield _not_run("structural", "flags, code objects", "not part of this release of Kiln")
     yield _not_run("replay", "replay", "not part of this release of Kiln")
     no_gpu = not any(Path(device).exists() for device in _GPU_DEVICES)
-    reason = "no GPU on this machine" if no_gpu else "not part of a smoke run of a CPU-only image"
+    reason = "no GPU on this machine" if no_gpu else f"not part of a smoke run of {kind} image so far"
     yield _not_run("device", "device", reason)
     yield _not_run("full", "full", reason)

@@ -43,10 +43,20 @@ class Patched:
 def run(client: DockerClient, container: str, patched: Patched) -> Iterator[CheckResult]:
     """Run the patch engine and the probes inside a running container of the image."""
     with containers.running(client, container) as place:
-        root: list[str] = []
-        yield _timed("verify", functools.partial(_verify, place, patched, root))
-        for patch, probe in patched.probes:
-            yield _timed(f"probe {patch}", functools.partial(_probe, place, probe, root))
+        yield from _checks(place, patched)
+
+
+def run_idle(client: DockerClient, image: str, patched: Patched) -> Iterator[CheckResult]:
+    """Run the patch engine and the probes in a container of the image in which nothing else runs."""
+    with containers.made_of(client, image) as place:
+        yield from _checks(place, patched)
+
+
+def _checks(place: Inside, patched: Patched) -> Iterator[CheckResult]:
+    root: list[str] = []
+    yield _timed("verify", functools.partial(_verify, place, patched, root))
+    for patch, probe in patched.probes:
+        yield _timed(f"probe {patch}", functools.partial(_probe, place, probe, root))
 
 
 def _verify(place: Inside, patched: Patched, root: list[str]) -> Iterator[Finding]:

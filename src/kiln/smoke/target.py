@@ -20,23 +20,24 @@ _FAMILY_FLAG = "--tool-call-parser"
 
 
 def run(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter) -> SmokeResult:
-    """Smoke the twin of a plan; BuildKit rebuilds exactly what an edit changed, so no stale image is served."""
-    if not twin:
-        raise errors.BadInput(
-            f"{plan.target.slug}: only its twin can be smoked so far; the device tier needs a {plan.target.arch} GPU",
-            hint=f"./inv smoke --variant {plan.target.variant} --arch {plan.target.arch} --twin",
-        )
+    """Smoke the image of a plan, built first unless nothing changed, so that no stale one is smoked.
+
+    A twin is served; of a real image, which needs its GPU for that, only tier structural is run so far.
+    """
     family = _family(plan)
     receipt = build.run(catalog, plan, twin=twin, reporter=reporter)
     engine = engines.ensure(catalog.state / "engine", reporter)
+    patched = structural.Patched(
+        folder=build.patch_folder(catalog, plan, twin=twin),
+        probes=tuple((use.id, catalog.root / "patches" / use.id / "probe.py") for use in plan.series),
+    )
+    if not twin:
+        return tiers.look(engine, receipt.digest, patched, reporter=reporter)
     inputs = tiers.Inputs(
         image=receipt.digest,
         family=family,
         flags=tuple(word for flag in plan.serve.twin_flags for word in flag.words),
-        patched=structural.Patched(
-            folder=build.patch_folder(catalog, plan, twin=twin),
-            probes=tuple((use.id, catalog.root / "patches" / use.id / "probe.py") for use in plan.series),
-        ),
+        patched=patched,
         not_served=tuple(" ".join(flag.words) for flag in plan.serve.flags if flag not in plan.serve.twin_flags),
     )
     return tiers.run(engine, inputs, cache=catalog.state, reporter=reporter)
