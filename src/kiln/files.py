@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def write(path: Path, data: bytes | str) -> Path:
@@ -43,11 +43,18 @@ def read_summed(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock beside `folder`, so that one run at a time makes it; sweep what interrupted runs left."""
+def locked(folder: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock beside `folder`, so that one run at a time makes it; sweep what interrupted runs left.
+
+    `waiting` is called once where another run has it, and before this one waits for its end.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         for left in folder.parent.glob(f".{folder.name}.*"):
             if left.is_dir():
                 shutil.rmtree(left)

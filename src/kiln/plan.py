@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "MiniMaxAI/MiniMax-M3"
 # where a wheel is fetched from is no part of what a target is, and goes into no image
 _ADDRESSES: dict[str, set[str]] = {"wheel": {"index"}, "torch": {"index"}}
+_PLATFORM = "linux/amd64"  # of every image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +212,7 @@ def clashes(patches: Sequence[records.Patch]) -> Iterator[str]:
 
 def _unknown(catalog: Catalog, *, model: str, variant: str, arch: str, release: str) -> Iterator[str]:
     arches = catalog.releases.arches
-    products = {product for record in arches.values() for product in record.products}
+    products = {name: product for record in arches.values() for name, product in record.products.items()}
     variants = catalog.recipes[model].variants if model in catalog.recipes else {}
     if not variants:
         yield errors.unknown("model", model, catalog.recipes)
@@ -220,7 +221,8 @@ def _unknown(catalog: Catalog, *, model: str, variant: str, arch: str, release: 
     elif variants and variant not in variants:
         yield errors.unknown("variant", variant, variants)
     if not arch:
-        yield f"--arch is missing; known: {', '.join(arches)}, or a product: {', '.join(sorted(products))}"
+        hosts = sorted(name for name, product in products.items() if product.platform == _PLATFORM)
+        yield f"--arch is missing; known: {', '.join(arches)}, or a product: {', '.join(hosts)}"
     elif arch not in arches and arch not in products:
         yield errors.unknown("arch", arch, {*arches, *products})
     if release not in catalog.releases.releases:
@@ -232,20 +234,25 @@ def _hardware(arches: Mapping[str, records.Arch], spec: records.Variant, variant
     for arch, record in arches.items():
         candidates = record.products if asked == arch else {asked} & record.products.keys()
         for product in candidates:
-            if product in spec.supported_hardware:
+            if _runs_on(record, product, spec):
                 return arch, product
     able = "; ".join(f"{arch} ({', '.join(products)})" for arch, products in _arches(arches, spec).items())
-    raise errors.BadInput(
-        f"{variant} cannot run on {asked}; it runs on: {able}", hint="see every target there is: ./inv plan --list"
-    )
+    host = next((record.products[asked].platform for record in arches.values() if asked in record.products), _PLATFORM)
+    why = f"cannot run on {asked}" if host == _PLATFORM else f"on {asked} needs a {host} image, and all are {_PLATFORM}"
+    raise errors.BadInput(f"{variant} {why}; it runs on: {able}", hint="see every target there is: ./inv plan --list")
 
 
 def _arches(arches: Mapping[str, records.Arch], spec: records.Variant) -> dict[str, list[str]]:
     able = {
-        arch: [product for product in record.products if product in spec.supported_hardware]
+        arch: [product for product in record.products if _runs_on(record, product, spec)]
         for arch, record in arches.items()
     }
     return {arch: products for arch, products in able.items() if products}
+
+
+def _runs_on(arch: records.Arch, product: str, spec: records.Variant) -> bool:
+    """Say whether a product has the memory for a variant, as its recipe says, and a host that the images are for."""
+    return product in spec.supported_hardware and arch.products[product].platform == _PLATFORM
 
 
 def _image(lock: lock_records.Lock, pins: records.ReleasePins, arch: records.Arch) -> Image:

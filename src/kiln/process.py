@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 _TAIL_LINES = 40
 _POLITE_S = 10
+# colours and the like, whole; then any other character that a terminal would obey, but for tabs and ends of lines
+_CONTROLS = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.?|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +167,7 @@ def show(
         try:
             with _held(child):
                 for text in child.stdout:
-                    lines.append(text.rstrip("\n"))
+                    lines.append(_plain(text.rstrip("\n")))
                     line(lines[-1])
         except BaseException:
             stop(child)
@@ -235,8 +240,13 @@ def python(*args: str) -> tuple[str, ...]:
 
 def failed(argv: Sequence[str], code: int, output: str) -> errors.CommandFailed:
     """Return the error for `argv` that ended with `code`: the command and the end of what it printed."""
-    tail = "\n".join(output.rstrip().splitlines()[-_TAIL_LINES:])
+    tail = "\n".join(_plain(output).rstrip().splitlines()[-_TAIL_LINES:])
     return errors.CommandFailed(f"$ {shlex.join(argv)}\nexit code {code}\n{tail}".rstrip())
+
+
+def _plain(text: str) -> str:
+    """Return text without what a terminal would obey."""
+    return _CONTROLS.sub("", text)
 
 
 def _held(child: subprocess.Popen[str]) -> contextlib.AbstractContextManager[None]:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from kiln import catalog, engine, plan, process
-from kiln.catalog import locked, records
+from kiln.catalog import lock_records, locked, records
 from kiln.image import base, build
 from kiln.image.bake import SOURCE_DATE_EPOCH
 from kiln.report import Reporter
@@ -138,12 +138,14 @@ class Lookalike:
         lock = json.loads(lock_path.read_text())
         pin = records.ImagePin.model_validate(image)
         found = {"confidence": "registry", "confirmed": LOCKED_AT}
-        lock["images"][pin.reference] = {
+        entry = {
             **{name: image[name] for name in ("repository", "tag")},
             **{name: {"digest": digest, **found} for name, digest in digests.items()},
             "inputs_sha256": locked.inputs_sha256(pin),
             "locked": LOCKED_AT,
         }
+        made = locked.sealed(lock_records.LockedImage.model_validate(entry))
+        lock["images"][pin.reference] = made.model_dump(mode="json")
         lock_path.write_text(json.dumps(lock))
         config = root / "kiln.yaml"
         settings = (yaml.safe_load(config.read_text()) or {}) if config.exists() else {}

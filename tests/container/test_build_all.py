@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from kiln import errors, plan, process
-from kiln.catalog import edition_path
-from kiln.image import bake, build, many, orders
+from kiln.catalog import edition_path, records
+from kiln.image import bake, build, many, orders, receipt
 from kiln.report import Reporter
 from kiln.tasks import choice
 
@@ -194,7 +194,43 @@ def test_an_image_above_its_budget_is_not_tagged(edited: Edited, client: docker.
 
     made = edited(poor)
     target = plan.make(made, variant="mxfp4", arch="gfx950")
-    with pytest.raises(errors.Findings, match="its budget is 30 MB; so it was not tagged") as caught:
+    before = tagged(client, f"kiln/{target.target.slug}-twin")
+    with pytest.raises(errors.Findings, match="its budget is 30 MB") as caught:
         build.run(made, target, twin=True, reporter=QUIET)
     assert caught.value.exit_code == 6
-    assert not client.images.list(f"kiln/{target.target.slug}-twin")
+    assert tagged(client, f"kiln/{target.target.slug}-twin") == before
+
+
+def tagged(client: docker.DockerClient, name: str) -> dict[str, str]:
+    """Return the images of a name by their tags: a person may have built the same target before."""
+    return {tag: str(image.id) for image in client.images.list(name) for tag in image.tags}
+
+
+def test_a_receipt_that_is_wrong_makes_nothing_unchanged(
+    twin: Receipt, edited: Edited, client: docker.DockerClient
+) -> None:
+    made = edited(lambda _: None)
+    target = plan.make(made, variant="bf16", arch="sm90")
+    first = build.run(made, target, twin=True, reporter=QUIET)
+    folder = made.output(target.target.slug)
+    wrong = {
+        "no image's name": replace(first, image="###"),
+        "a registry that does not answer": replace(first, image=f"127.0.0.1:1/x@{first.digest}"),
+        "no image": replace(first, digest="###"),
+        "another image": replace(first, digest=twin.digest, image="kiln-test/twin:session"),
+        "other inputs": replace(first, inputs_sha256="0" * 64),
+    }
+    for what, each in wrong.items():
+        receipt.write(folder, each)
+        again = build.run(made, target, twin=True, reporter=QUIET)
+        assert (again.unchanged, again.digest) == (False, first.digest), what
+    receipt.write(folder, replace(first, ledger_sha256="0" * 64, series=(), base="", layers=0))
+    again = build.run(made, target, twin=True, reporter=QUIET)
+    assert again.unchanged
+    assert (again.ledger_sha256, again.series, again.base) == (first.ledger_sha256, first.series, first.base)
+    assert again.layers == len(client.images.get(first.digest).attrs["RootFS"]["Layers"])
+
+    budgets = made.releases.budgets.model_copy(update={"twin": records.Budget(added_mb=300, layers=1)})
+    tight = replace(made, releases=made.releases.model_copy(update={"budgets": budgets}))
+    with pytest.raises(errors.Findings, match="and its budget is 1"):
+        build.run(tight, target, twin=True, reporter=QUIET)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import tarfile
@@ -42,13 +43,12 @@ trap 'echo ended; exit 0' INT TERM
 echo "serving $* with X=$X"
 while :; do /bin/busybox sleep 0.1; done
 """
+MEMLOCK = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]  # who is no full root cannot go beyond it
 HERE = (Gpu(arch="gfx942", node="/dev/null"),)
 RUN = """
 import pickle, sys
-from pathlib import Path
 from kiln.deploy import start
-made, home, gpus = pickle.load(open(sys.argv[1], "rb"))
-start.run(made, home, gpus=gpus)
+start.serve(*pickle.load(open(sys.argv[1], "rb")))
 """
 
 
@@ -96,6 +96,7 @@ def made(real_catalog: Catalog, image: str, client: docker.DockerClient) -> Iter
         devices=("/dev/null", "/dev/zero"),
         command=("vllm", "serve", "a model"),
         env=(("X", "$Y"),),
+        memlock=MEMLOCK,
         cache=volume,
         address="127.0.0.1",
     )
@@ -137,7 +138,11 @@ def test_compose_reads_what_was_meant(
     assert [*service["entrypoint"], *service["command"]] == list(whole.command)
     # compose shows a dollar sign as it takes one: doubled
     doubled = {name: value.replace("$", "$$") for name, value in whole.env}
-    assert service["environment"] == doubled | {"HF_TOKEN": "of-the-shell"}
+    assert service["environment"] == doubled | {"HF_TOKEN": "of-the-shell", "VLLM_API_KEY": None}
+    assert (service["init"], service["ulimits"], service["stop_grace_period"]) == (True, {"memlock": -1}, "2m0s")
+    check = service["healthcheck"]
+    assert check["test"][:3] == ["CMD", "python3", "-c"]
+    assert (check["start_period"], check["interval"], check["timeout"]) == ("2h0m0s", "30s", "20s")
     assert service["cap_drop"] == ["ALL"]
     assert service.get("cap_add", []) == list(whole.cap_add)
     assert service["security_opt"][1:] == (["seccomp=unconfined"] if whole.vendor == "amd" else [])
@@ -177,6 +182,9 @@ def test_an_engine_makes_the_container_that_was_meant(
     assert found["Config"]["Entrypoint"] == ["vllm"]
     assert found["Config"]["Cmd"] == ["serve", "a model"]
     assert {"X=$Y", "HF_TOKEN=of-the-shell"} <= set(found["Config"]["Env"])
+    assert not [word for word in found["Config"]["Env"] if word.startswith("VLLM_API_KEY=")]  # unset here, unset there
+    assert (host["Init"], found["Config"]["StopTimeout"]) == (True, 120)
+    assert host["Ulimits"] == [{"Name": "memlock", "Soft": MEMLOCK, "Hard": MEMLOCK}]
     assert [device["PathOnHost"] for device in host["Devices"]] == ["/dev/null", "/dev/zero"]
     assert (host["CapDrop"], host["CapAdd"]) == (["ALL"], ["CAP_SYS_PTRACE"])
     assert host["SecurityOpt"] == ["no-new-privileges", "seccomp=unconfined"]
@@ -195,17 +203,17 @@ def test_a_cache_folder_that_is_not_there_is_not_made(made: Deployment, real_eng
     assert not folder.exists()
 
 
-def write(made: Deployment, home: Path, folder: Path) -> tuple[str, ...]:
+def write(made: Deployment, engine: Engine, folder: Path) -> tuple[str, ...]:
     """Return the argv of a program that starts it, as `--exec` does."""
-    (folder / "asked").write_bytes(pickle.dumps((made, home, HERE)))
+    (folder / "asked").write_bytes(pickle.dumps((made, engine)))
     return process.python("-c", RUN, str(folder / "asked"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_it_serves_until_it_is_interrupted_and_leaves_nothing(
-    made: Deployment, real_catalog: Catalog, client: docker.DockerClient, tmp_path: Path, *, number: signal.Signals
+    made: Deployment, real_engine: Engine, client: docker.DockerClient, tmp_path: Path, *, number: signal.Signals
 ) -> None:
-    command = write(made, real_catalog.state / "engine", tmp_path)
+    command = write(made, real_engine, tmp_path)
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -234,38 +242,46 @@ def gone(client: docker.DockerClient, *, seconds: float) -> bool:
 
 
 def test_a_container_of_that_name_is_not_replaced(
-    made: Deployment, real_catalog: Catalog, client: docker.DockerClient, image: str
+    made: Deployment, real_engine: Engine, client: docker.DockerClient, image: str
 ) -> None:
     there = client.containers.create(image, name=NAME, command=["/bin/vllm"])
     with pytest.raises(errors.BadInput, match=f"a container {NAME} is there already, and created") as caught:
-        start.run(made, real_catalog.state / "engine", gpus=HERE)
+        start.serve(made, real_engine)
     assert caught.value.hint == f"docker rm --force {NAME}"
     assert client.containers.get(NAME).id == there.id
 
 
-def test_an_image_that_is_not_there_is_not_looked_for_elsewhere(made: Deployment, real_catalog: Catalog) -> None:
+def test_the_embedded_engine_serves_no_model(
+    made: Deployment, real_catalog: Catalog, real_engine: Engine, client: docker.DockerClient
+) -> None:
+    assert real_engine.embedded
+    with pytest.raises(errors.Missing, match="only Kiln's embedded engine answers"):
+        start.run(replace(made, doubt=None), real_catalog.state / "engine", gpus=HERE)
+    with pytest.raises(NotFound):
+        client.containers.get(NAME)
+
+
+def test_an_image_that_is_not_there_is_not_looked_for_elsewhere(made: Deployment, real_engine: Engine) -> None:
     with pytest.raises(errors.Missing, match="kiln/nothing:latest: the engine does not have it"):
-        start.run(replace(made, image="kiln/nothing:latest"), real_catalog.state / "engine", gpus=HERE)
+        start.serve(replace(made, image="kiln/nothing:latest"), real_engine)
 
 
 def test_an_image_that_is_not_its_receipts_is_not_started(
-    made: Deployment, real_catalog: Catalog, client: docker.DockerClient, image: str
+    made: Deployment, real_engine: Engine, client: docker.DockerClient, image: str
 ) -> None:
     other = client.api.import_image_from_data(b"\0" * 10240, repository="kiln-test/other")
     assert "error" not in str(other)
     try:
         digest = str(client.images.get("kiln-test/other").id)
         with pytest.raises(errors.Missing, match=f"{image} is not what its receipt says: {digest}"):
-            start.run(replace(made, digest=digest), real_catalog.state / "engine", gpus=HERE)
+            start.serve(replace(made, digest=digest), real_engine)
     finally:
         client.images.remove("kiln-test/other", force=True)
 
 
-def test_what_ends_by_itself_ends_the_task(
-    made: Deployment, real_catalog: Catalog, client: docker.DockerClient
-) -> None:
+def test_what_ends_by_itself_ends_the_task(made: Deployment, real_engine: Engine, client: docker.DockerClient) -> None:
     digest = str(client.images.get(made.image).id)
     failing = replace(made, digest=digest, command=("/bin/busybox", "false"))
     with pytest.raises(errors.CommandFailed, match="exit code 1"):
-        start.run(failing, real_catalog.state / "engine", gpus=HERE)
+        start.serve(failing, real_engine)
     assert gone(client, seconds=5)

@@ -96,7 +96,7 @@ def test_another_digest_from_the_same_inputs_is_not_pushed(twin: Receipt, ask: A
     assert ask.held(f"digest-{'0' * 64}") is None
 
 
-@pytest.mark.parametrize("tagged", ["host/repo:tag", "host:5000/repo@sha256:" + "0" * 64])
+@pytest.mark.parametrize("tagged", ["host.example/repo:tag", "host:5000/repo@sha256:" + "0" * 64])
 def test_a_repository_with_a_tag_or_digest_is_refused(tagged: str, ask: Ask) -> None:
     with pytest.raises(errors.BadInput, match="a repository, without a tag or digest"):
         ask.push(repository=tagged)
@@ -147,7 +147,7 @@ def test_another_ledger_in_the_registry_is_found(twin: Receipt, ask: Ask) -> Non
         registries.connect(host) as registry,
     ):
         other = replace(ready, job=replace(ready.job, rehearsal=replace(ready.job.rehearsal, ledger=b"{}")))
-        image, base = images.open_image(registry, name, twin.digest), base_image.require(ready)
+        image, base = images.open_image(registry, name, twin.digest), base_image.require(ready).layers
         with pytest.raises(errors.NotApplied, match="its ledger is not the rehearsal's"):
             accept_remote.ledger_of(other, image, base)
         with pytest.raises(errors.NotApplied, match="its lowest layers are not those of its base"):

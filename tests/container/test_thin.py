@@ -19,6 +19,7 @@ from kiln import catalog, errors, plan, process, trees
 from kiln import engine as engines
 from kiln.catalog import records
 from kiln.image import build
+from kiln.image import receipt as receipts
 from kiln.image.thin import layer as thin_layer
 from kiln.image.thin import run as thin
 from kiln.lock import run as locking
@@ -203,6 +204,28 @@ def test_an_image_built_from_it_on_the_same_engine_lacks_what_it_removes(
     assert PARSER.removeprefix("vllm/") in names
     assert PARSER_BYTECODE.removeprefix(f"{SITE}/vllm/") not in names
     assert not [name for name in names if "/.wh." in name]
+
+
+def test_an_image_with_the_same_inputs_is_not_pushed_again(both: Catalog, to: str) -> None:
+    target = plan.make(both, variant="bf16", arch="sm100")
+
+    def run(repository: str = to, *, rebuild: bool = False) -> Receipt:
+        return thin.run(both, target, repository=repository, reporter=QUIET, rebuild=rebuild)
+
+    first = run()
+    assert not first.unchanged
+    again = run()
+    assert (again.unchanged, again.digest, again.image) == (True, first.digest, first.image)
+    assert not run(rebuild=True).unchanged
+    elsewhere = run(f"{to}/elsewhere")
+    assert (elsewhere.unchanged, elsewhere.image) == (False, f"{to}/elsewhere@{first.digest}")
+    # a plain build of the target has the receipt in its turn
+    receipts.write(both.output(target.target.slug), replace(first, thin=False))
+    assert not run().unchanged
+    at = reference.parse(first.image)
+    with clients.connect(at.host) as registry:
+        assert registry.delete(at.repository, at.digest)
+    assert not run().unchanged
 
 
 def test_no_byte_of_the_base_moves(both: Catalog, bases: dict[str, Lookalike], to: str) -> None:

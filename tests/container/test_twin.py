@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from kiln import errors, plan, process
-from kiln.catalog import edition_path, locked, records
+from kiln.catalog import edition_path, lock_records, locked, records
 from kiln.engine import short_lived
 from kiln.image import accept, bake, base, build, inspect, prepare
 from kiln.image.rehearsal import DISTRIBUTION, rehearse
@@ -51,6 +51,11 @@ for folder, folders, files in os.walk("/"):
 def read(client: docker.DockerClient, image: str, path: str) -> bytes:
     with short_lived.created(client, image) as container:
         return inspect.read_file(container, path)
+
+
+def tagged(client: docker.DockerClient, name: str) -> dict[str, str]:
+    """Return the images of a name by their tags: a person may have built the same target before."""
+    return {tag: str(image.id) for image in client.images.list(name) for tag in image.tags}
 
 
 def test_the_receipt_tells_what_was_built(twin: Receipt, twin_plan: Plan, real_catalog: Catalog) -> None:
@@ -129,9 +134,11 @@ def test_an_image_with_another_ledger_is_not_tagged(
     other = plan.make(real_catalog, variant="mxfp8", arch="gfx950")
     real = inspect.read_file
     monkeypatch.setattr(inspect, "read_file", lambda *args: real(*args) + b" ")
+    name = f"kiln/{other.target.slug}-twin"
+    before = tagged(client, name)
     with pytest.raises(errors.NotApplied, match="ledger is not the rehearsal's"):
-        build.run(real_catalog, other, twin=True, reporter=QUIET)
-    assert not client.images.list(f"kiln/{other.target.slug}-twin")
+        build.run(real_catalog, other, twin=True, reporter=QUIET, how=build.How(rebuild=True))
+    assert tagged(client, name) == before
 
 
 def test_a_file_changed_after_the_patch_step_is_found_and_not_tagged(
@@ -145,11 +152,12 @@ def test_a_file_changed_after_the_patch_step_is_found_and_not_tagged(
     meddled = edited(meddle)
     other = plan.make(meddled, variant="bf16", arch="gfx942")
     images = {image.id for image in client.images.list(all=True)}
+    before = tagged(client, f"kiln/{other.target.slug}-twin")
     with pytest.raises(errors.NotApplied, match="TARGET_MODIFIED") as caught:
         build.run(meddled, other, twin=True, reporter=QUIET)
     assert PARSER in caught.value.message
-    assert not client.images.list(f"kiln/{other.target.slug}-twin")
     assert {image.id for image in client.images.list(all=True)} == images
+    assert tagged(client, f"kiln/{other.target.slug}-twin") == before
 
 
 def test_an_edit_of_the_same_size_reaches_the_image(
@@ -215,13 +223,15 @@ def test_the_base_can_come_from_a_registry(
         releases["releases"]["0.31.0"]["twin"]["base"] = image
         path.write_text(yaml.safe_dump(releases))
         lock = json.loads((folder / locked.LOCK).read_text())
-        lock["images"][f"{pushed}:12"] = {
+        entry = {
             "repository": pushed,
             "tag": "12",
             "inputs_sha256": locked.inputs_sha256(records.ImagePin.model_validate(image)),
             "manifest": {"digest": digest, "confidence": "A"},
             "locked": "2026-11-20T00:00:00Z",
         }
+        sealed = locked.sealed(lock_records.LockedImage.model_validate(entry))
+        lock["images"][f"{pushed}:12"] = sealed.model_dump(mode="json", exclude_none=True)
         (folder / locked.LOCK).write_text(json.dumps(lock))
 
     chosen = edited(choose)

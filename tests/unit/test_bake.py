@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kiln import errors
-from kiln.image import bake, context, inputs, provenance
+from kiln import catalog, errors
+from kiln.catalog import records
+from kiln.image import accept, bake, base_image, context, inputs, provenance, there
+from kiln.upstream import wheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -232,3 +236,66 @@ def test_a_tool_that_another_build_reads_is_left_alone(tmp_path: Path, monkeypat
     assert (context.stage_uv(tmp_path) / "uv").stat().st_ino == before
     tool.write_bytes(b"half of it")
     assert (context.stage_uv(tmp_path) / "uv").stat().st_size > 1_000_000
+
+
+def test_a_kept_wheel_is_fetched_again_where_it_is_not_the_pinned_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin = records.WheelPin(project="x", file="x-1.0-py3-none-any.whl", sha256=hashlib.sha256(b"x").hexdigest())
+    fetched: list[Path] = []
+
+    def download(_: records.WheelPin, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"x")
+        fetched.append(target)
+
+    monkeypatch.setattr(wheel, "download", download)
+    links = SimpleNamespace(find_links=(tmp_path / "links",))
+    monkeypatch.setattr(context, "pip_config", SimpleNamespace(read=lambda: links))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / pin.file).write_bytes(b"others")
+    made = context.whole_wheel(tmp_path / "kept", pin)
+    assert context.whole_wheel(tmp_path / "kept", pin) == made
+    assert fetched == [made]
+    made.write_bytes(b"y")
+    assert context.whole_wheel(tmp_path / "kept", pin).read_bytes() == b"x"
+    assert fetched == [made, made]
+
+
+def test_a_file_that_the_wheel_of_the_twin_lacks_has_its_pinned_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = catalog.load(Path(__file__).resolve().parents[2])
+    release = real.releases.releases["0.31.0"]
+    assert release.twin
+    member = release.twin.extras[0].member
+    monkeypatch.setattr(wheel, "read", lambda *_, **__: {member: b"other bytes"})
+    with pytest.raises(errors.BadInput, match="pinned sha256"):
+        context.stage_twin(tmp_path, real, release.twin, release)
+
+
+def test_an_image_with_another_label_is_not_the_build_s() -> None:
+    labels = {"ai.kiln.target": "a", "ai.kiln.catalog.commit": "1"}
+    held = there.Held(labels=labels, size=1, layers=1)
+    assert not there.differs(held, labels | {"ai.kiln.catalog.commit": "2"})
+    assert there.differs(held, labels | {"ai.kiln.target": "b"}) == "its label ai.kiln.target is 'a'"
+    assert there.differs(held, labels | {"ai.kiln.series": "x"}) == "its label ai.kiln.series is None"
+
+
+def test_settings_that_are_left_out_are_those_that_are_empty() -> None:
+    assert list(base_image.changed({"Env": ["A=b"], "User": ""}, {"Env": ["A=b"], "Cmd": None})) == []
+    assert list(base_image.changed({"Env": ["A=b"]}, {"Env": ["A=c"]})) == ["Env: ['A=c'], and its base has ['A=b']"]
+
+
+def test_a_ledger_and_a_size_other_than_rehearsed_are_refused() -> None:
+    real = catalog.load(Path(__file__).resolve().parents[2])
+    job: Any = SimpleNamespace(rehearsal=SimpleNamespace(ledger=b"{}"), name="t", twin=True, catalog=real)
+    accept.compare(job, "t", b"{}", hint="")
+    with pytest.raises(errors.NotApplied, match="its ledger is not the rehearsal's"):
+        accept.compare(job, "t", b"{} ", hint="")
+    most = real.releases.budgets.twin
+    accept.check_budget(job, most.added_mb * 1_000_000, most.layers, ())
+    with pytest.raises(errors.Findings, match="and its budget is"):
+        accept.check_budget(job, most.added_mb * 1_000_000 + 1, most.layers, ())
+    with pytest.raises(errors.Findings, match="and its budget is"):
+        accept.check_budget(job, 1, most.layers + 1, ())

@@ -52,6 +52,8 @@ def test_every_number_above_its_budget_is_found_with_the_budget() -> None:
             hint="join steps of its Dockerfile; or raise budgets in images/releases.yaml",
         ),
     )
+    one = records.Budget(added_mb=5, layers=0)
+    assert budget.check(IMAGE, Added(size=0, layers=1), one)[0].problem.startswith("adds 1 layer to its base")
     assert len(budget.check(IMAGE, Added(size=5_000_001, layers=2), BUDGET)) == 1
     assert len(budget.check(IMAGE, Added(size=None, layers=3), BUDGET)) == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from kiln import catalog, errors, process
-from kiln.image import many, orders, receipt
+from kiln.image import destination, many, orders, receipt
 from kiln.image.many import Chosen
 from kiln.image.receipt import Receipt
 from kiln.report import Among, Reporter
@@ -179,39 +180,95 @@ def test_lines_of_jobs_have_their_names() -> None:
     assert last.startswith("one | ✓ build  0.")
 
 
+NAME_ONE = "name one: --to HOST/REPOSITORY, or publish in kiln.yaml"
+
+
 @pytest.mark.parametrize(
-    ("order", "flags", "message"),
+    ("order", "flags", "message", "hint"),
     [
-        (orders.Order(), {"push": True}, "--push: no repository is named"),
-        (orders.Order(thin=True), {}, "--thin: the image never is in the engine, and no repository is named"),
-        (orders.Order(thin=True, twin=True), {"to": "h/r"}, "--thin: a twin has no base to lay a layer over"),
-        (orders.Order(thin=True, builder="b"), {"to": "h/r"}, "--thin: only the engine's own builder can do it"),
+        (orders.Order(), {"push": True}, "--push: no repository is named", NAME_ONE),
         (
-            orders.Order(dry_run=True, rebuild=True),
-            {"to": "h/r"},
-            "--dry-run builds nothing, so it takes no --rebuild or --to",
+            orders.Order(thin=True),
+            {},
+            "--thin: no repository is named, and the engine never gets it",
+            NAME_ONE,
         ),
-        (orders.Order(), {"to": "host/repo:tag"}, "--to host/repo:tag: a repository, without a tag or digest"),
+        (
+            orders.Order(thin=True, twin=True),
+            {"to": "host:5000/r"},
+            "--thin: a twin has no base to lay a layer over",
+            "leave out --thin",
+        ),
+        (
+            orders.Order(thin=True, builder="b"),
+            {"to": "host:5000/r"},
+            "--thin: only the engine's own builder can do it",
+            "leave out --builder",
+        ),
+        (
+            orders.Order(dry_run=True, rebuild=True, builder="b"),
+            {"to": "host:5000/r"},
+            "--dry-run builds nothing, so it takes no --builder, --rebuild, --to",
+            "leave out --builder, --rebuild, --to",
+        ),
+        (
+            orders.Order(rebuild=True, builder="b"),
+            {"show": True, "to": "host:5000/r"},
+            "--print shows the builds of whole images and makes none, so it takes no --builder, --rebuild",
+            "leave out --builder, --rebuild",
+        ),
+        (
+            orders.Order(),
+            {"to": "host.example/repo:tag"},
+            "--to host.example/repo:tag: a repository, without a tag or digest",
+            "--to host.example/repo",
+        ),
+        (
+            orders.Order(),
+            {"to": "team/vllm"},
+            "--to team/vllm: names no registry",
+            "--to registry.example.com/team/vllm; docker.io/team/vllm",
+        ),
     ],
 )
 def test_an_order_that_contradicts_itself_is_refused(
-    order: orders.Order, flags: dict[str, object], message: str
+    order: orders.Order, flags: dict[str, object], message: str, hint: str
 ) -> None:
     given = {"push": False, "to": ""} | flags
     with pytest.raises(errors.BadInput) as caught:
         orders.checked(order, REAL, **given)  # type: ignore[arg-type]  # one value a name
-    assert caught.value.message == message
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+@pytest.mark.parametrize("name", ["localhost/r", "host:1/r", "host.example/a/b", "docker.io/team/vllm"])
+def test_a_repository_names_its_registry(name: str) -> None:
+    assert str(destination.repository_of(name)) == name
+
+
+def test_a_registry_that_does_not_answer_is_found_before_the_first_build() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dead = f"127.0.0.1:{server.getsockname()[1]}/team/vllm"
+    with pytest.raises(errors.Missing):
+        orders.reach(orders.Order(repository=dead), REAL)
+    orders.reach(orders.Order(), REAL)
+
+
+def test_a_document_of_refused_targets_names_each() -> None:
+    chosen = [*CHOSEN, *(Chosen(target=name, error=errors.BadInput(f"no edition for {name}")) for name in "ab")]
+    with pytest.raises(errors.BadInput) as caught:
+        orders.document(orders.Order(), REAL, chosen, Reporter(quiet=True))
+    assert caught.value.message == "a: no edition for a\nb: no edition for b"
 
 
 def test_a_push_goes_where_kiln_yaml_says_unless_told_otherwise() -> None:
-    there = replace(REAL, config=REAL.config.model_copy(update={"publish": "host/ours"}))
-    assert orders.checked(orders.Order(), there, push=True, to="").repository == "host/ours"
-    assert orders.checked(orders.Order(thin=True), there, push=False, to="").repository == "host/ours"
-    assert orders.checked(orders.Order(), there, push=True, to="host/theirs").repository == "host/theirs"
+    there = replace(REAL, config=REAL.config.model_copy(update={"publish": "host.example/ours"}))
+    assert orders.checked(orders.Order(), there, push=True, to="").repository == "host.example/ours"
+    assert orders.checked(orders.Order(thin=True), there, push=False, to="").repository == "host.example/ours"
+    assert orders.checked(orders.Order(), there, push=True, to="host:1/theirs").repository == "host:1/theirs"
     assert not orders.checked(orders.Order(), there, push=False, to="").repository
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "x", "1.5", ""])
+@pytest.mark.parametrize("text", ["0", "-1", "x", "1.5", "", "65", "1000000", "٣", "²"])
 def test_no_number_of_jobs(text: str) -> None:
     with pytest.raises(errors.BadInput, match="not a number of builds"):
         orders.jobs(text)

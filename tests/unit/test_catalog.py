@@ -442,3 +442,11 @@ def test_kiln_root_comes_before_the_working_folder(
 def test_without_a_catalog_around_the_source_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert (catalog.find_root() / "src/kiln").is_dir()
+
+
+def test_a_mirror_with_a_password_and_a_ca_that_is_a_folder_are_refused(catalog_copy: Path) -> None:
+    (catalog_copy / "kiln.yaml").write_text("mirrors: {docker.io/vllm: 'https://user:pw@h.io/v'}\nca: patches\n")
+    assert refusal(catalog_copy).splitlines() == [
+        "kiln.yaml: mirrors: docker.io/vllm: holds a user or a password; leave it out: git and Docker have their own",
+        "kiln.yaml: ca: patches: is a folder",
+    ]

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from kiln import __version__, catalog, plan
+import pytest
+
+from kiln import __version__, catalog, plan, process
 from kiln.errors import Finding
 from kiln.publish import evidence
 from kiln.smoke.records import CheckResult, SmokeResult
@@ -22,9 +24,9 @@ def result(*checks: CheckResult) -> SmokeResult:
     return SmokeResult(image="sha256:0", puppet="p", started="2026-01-01T00:00:00Z", seconds=1.5, checks=checks)
 
 
-def test_the_whole_record(toy_catalog: Path, tmp_path: Path) -> None:
+def test_the_whole_record(toy_catalog: Path) -> None:
     made = plan.make(catalog.load(toy_catalog), variant="mxfp8", arch="gfx942")
-    folder = tmp_path / "build" / made.target.slug
+    folder = toy_catalog / "build" / made.target.slug
     path = evidence.write(folder, made, result(PASSED, FAILED, NOT_RUN), kind="twin")
     assert path == folder / "twin-evidence.json"
     assert [file.name for file in folder.iterdir()] == ["twin-evidence.json"]
@@ -35,6 +37,8 @@ def test_the_whole_record(toy_catalog: Path, tmp_path: Path) -> None:
         "target": "minimax-m3-mxfp8-gfx942-0.31.0",
         "kind": "twin",
         "image_digest": "sha256:0",
+        "commit": "none",
+        "dirty": True,
         "passed": False,
         "not_run": ["device/fast path: no GPU"],
         "recipe_sha256": evidence.recipe_sha256(made),
@@ -65,8 +69,32 @@ def test_a_run_in_which_nothing_was_checked_has_not_passed() -> None:
     ]
 
 
-def test_a_second_run_replaces_the_first(toy_catalog: Path, tmp_path: Path) -> None:
+def test_a_second_run_replaces_the_first(toy_catalog: Path) -> None:
     made = plan.make(catalog.load(toy_catalog), variant="mxfp8", arch="gfx942")
-    evidence.write(tmp_path, made, result(FAILED), kind="twin")
-    path = evidence.write(tmp_path, made, result(PASSED), kind="twin")
+    evidence.write(toy_catalog / "build", made, result(FAILED), kind="twin")
+    path = evidence.write(toy_catalog / "build", made, result(PASSED), kind="twin")
     assert json.loads(path.read_text(encoding="utf-8"))["passed"] is True
+
+
+@pytest.mark.parametrize("edited", ["images/releases.yaml", "src/kiln/smoke/checks.py", "recipes/new.yaml"])
+def test_the_commit_is_noted_and_whether_anything_was_edited_since(toy_catalog: Path, edited: str) -> None:
+    git = ("git", "-C", str(toy_catalog), "-c", "user.name=Test", "-c", "user.email=test@example.invalid")
+    (toy_catalog / ".gitignore").write_text("build/\n", encoding="utf-8")
+    path = toy_catalog / "src/kiln/smoke/checks.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("", encoding="utf-8")
+    for words in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message=all")):
+        process.ask((*git, *words))
+    made = plan.make(catalog.load(toy_catalog), variant="mxfp8", arch="gfx942")
+
+    def noted() -> tuple[str, bool]:
+        evidence.write(toy_catalog / "build/x", made, result(PASSED), kind="twin")
+        found = evidence.read(toy_catalog / "build/x", "twin")
+        assert found
+        return found.commit, found.dirty
+
+    head = process.ask((*git, "rev-parse", "HEAD")).strip()
+    assert noted() == (head, False)
+    with (toy_catalog / edited).open("a", encoding="utf-8") as file:
+        file.write("\n# more\n")
+    assert noted() == (head, True)

@@ -39,14 +39,14 @@ def test_a_second_run_waits_and_leftovers_are_swept(tmp_path: Path) -> None:
     order: list[str] = []
 
     def second() -> None:
-        with files.locked(folder):
+        with files.locked(folder, waiting=lambda: order.append("waits")):
             order.append("second")
 
-    with files.locked(folder):
+    with files.locked(folder, waiting=lambda: pytest.fail("nobody else has it")):
         assert not (tmp_path / ".made.half").exists()
         thread = threading.Thread(target=second)
         thread.start()
         thread.join(timeout=0.2)
         order.append("first")
     thread.join()
-    assert order == ["first", "second"]
+    assert order == ["waits", "first", "second"]

@@ -16,6 +16,8 @@ from kiln import catalog, errors, plan
 from kiln.catalog import lock_records, locked
 from kiln.image.base import Package
 from kiln.lock import base, packages, reading
+from kiln.lock import run as locking
+from kiln.report import Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +30,12 @@ ROOT = "usr/local/lib/python3.12/dist-packages"
 
 def confirmed(digest: str, at: str = FIRST) -> lock_records.LockedDigest:
     return lock_records.LockedDigest(digest=digest, confidence="registry", confirmed=at)
+
+
+def write_lock(world: World, entry: lock_records.LockedImage) -> None:
+    data = json.loads(world.text)
+    data["images"][CUDA] = entry.model_dump(mode="json")
+    (world.root / locked.LOCK).write_text(json.dumps(data), encoding="utf-8")
 
 
 def problems(result: Result) -> list[tuple[str, str]]:
@@ -47,15 +55,61 @@ def test_tags_become_digests_with_the_time_of_their_confirmation(world: World) -
     assert (image.confidence, image.verified) == ("registry", True)
 
 
-def test_locking_twice_writes_the_same_bytes_and_reads_nothing_but_heads(world: World) -> None:
+def test_locking_twice_writes_the_same_bytes_and_reads_no_more_than_its_index(world: World) -> None:
     world.lock()
     before = world.text
     world.registry.asked.clear()
     world.at(SECOND)
     result = world.lock()
     assert (result.written, world.text) == (False, before)
-    assert {asked.method for asked in world.registry.asked} == {"HEAD"}
-    assert len(world.registry.asked) == 4
+    read = [asked.path for asked in world.registry.asked if asked.method == "GET"]
+    assert read == [f"/v2/vllm/vllm-openai/manifests/{world.index}"]
+    assert len(world.registry.asked) == 5
+
+
+def test_a_foreign_manifest_beside_the_right_index_is_found(world: World) -> None:
+    world.lock()
+    foreign = world.image("vllm-openai", b"foreign")
+    lock = catalog.load(world.root).lock
+    edited = lock.images[CUDA].model_copy(update={"manifest": confirmed(foreign)})
+    write_lock(world, edited)
+    with pytest.raises(errors.BadInput, match=r"was changed by something else than \./inv lock"):
+        catalog.load(world.root)
+    write_lock(world, locked.sealed(edited))
+    ((where, problem),) = problems(world.lock())
+    assert where == CUDA
+    assert problem.startswith(f"the lock names another image than its own index does: linux/amd64 {foreign} ")
+    write_lock(world, edited)
+    result = world.lock(release="0.33.0", offline=True)
+    assert result.damaged == (CUDA,)
+    assert catalog.load(world.root).lock.images[CUDA].manifest is None
+
+
+def test_an_index_whose_image_is_missing_or_another_index_is_found(world: World) -> None:
+    repository = "vllm/vllm-openai"
+    put_index(world.registry, repository, f"v{R}", {"amd64": world.arm})
+    assert "it is for linux/arm64, not linux/amd64" in problems(world.lock())[0][1]
+    put_index(world.registry, repository, f"v{R}", {"amd64": world.index})
+    assert "its index names another index" in problems(world.lock())[0][1]
+    gone = world.image("vllm-openai", b"gone")
+    world.tag(gone)
+    del world.registry.manifests[f"{repository}@{gone}"]
+    result = world.lock()
+    assert problems(result)[0][1].endswith(f"{repository}@{gone}: the registry does not have it")
+    assert (result.silent, result.unknown) == ((), (CUDA,))
+
+
+def test_a_variant_of_the_platform_is_it_in_every_place(world: World) -> None:
+    amd64 = world.registry.put_image("vllm/vllm-openai-rocm", f"v{R}", tree({"a": b""}), variant="v1")
+    assert world.lock().lock.images[ROCM].manifest == confirmed(amd64)
+
+
+def test_what_another_run_wrote_meanwhile_stays(world: World) -> None:
+    early = catalog.load(world.root, locked=False)
+    world.lock()
+    before = world.text
+    locking.run(early, locking.Wish(release=R, offline=True), Reporter(quiet=True))
+    assert world.text == before
 
 
 def test_only_the_release_that_was_asked_for_changes(world: World) -> None:
@@ -178,13 +232,13 @@ def test_an_index_that_is_not_what_its_digest_says_is_found(world: World) -> Non
 
 def test_an_index_for_other_machines_is_found(world: World) -> None:
     index = put_index(world.registry, "vllm/vllm-openai", f"v{R}", {"arm64": world.arm})
-    said = f"vllm/vllm-openai@{index} has 0 images for linux/amd64; it is for: linux/arm64"
+    said = f"vllm/vllm-openai@{index}: nothing for linux/amd64; it is there for linux/arm64"
     assert problems(world.lock()) == [(CUDA, f"what the registry says cannot be used: {said}")]
 
 
 def test_a_manifest_for_other_machines_is_found(world: World) -> None:
     arm = world.registry.put_image("vllm/vllm-openai-rocm", f"v{R}", tree({"a": b""}), architecture="arm64")
-    said = f"vllm/vllm-openai-rocm@{arm} is for linux/arm64, not for linux/amd64"
+    said = f"vllm/vllm-openai-rocm@{arm}: it is for linux/arm64, not linux/amd64"
     assert problems(world.lock()) == [(ROCM, f"what the registry says cannot be used: {said}")]
 
 
@@ -343,7 +397,7 @@ def test_what_the_layers_hold_is_locked_once_for_each_digest(world: World) -> No
     held = made.lock.images[ROCM].base
     assert held
     assert held.layers[held.record_layer] == vllm_layer
-    assert held.model_dump(exclude={"layers", "diff_ids", "modes"}) == {
+    assert held.model_dump(exclude={"layers", "diff_ids", "modes", "reader"}) == {
         "root": ROOT,
         "dist_info": "vllm-0.31.0+rocm723.dist-info",
         "record_sha256": digest(b"vllm/toy.py,,\n").removeprefix("sha256:"),
@@ -441,6 +495,26 @@ def test_a_base_is_read_again_once_a_patch_touches_more_of_it(world: World) -> N
     held = catalog.load(world.root).lock.images[ROCM].base
     assert held
     assert held.files == {f"{TOY_PATH}x": None}
+
+
+def test_a_base_of_another_reader_is_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    place(world, *official())
+    world.lock(bases=True)
+    monkeypatch.setattr(lock_records, "READER", lock_records.READER + 1)
+    world.lock(bases=True)
+    held = catalog.load(world.root).lock.images[ROCM].base
+    assert held
+    assert held.reader == lock_records.READER
+
+
+def test_every_distribution_that_a_pin_is_compared_with_is_read() -> None:
+    assert {"flydsl", "amd-triton", "triton-rocm", "nvidia-nccl-cu12", "torch", "vllm"} <= reading.DISTRIBUTIONS
+
+
+def test_two_places_with_vllm_are_found(world: World) -> None:
+    place(world, *official({"usr/lib/python3/dist-packages/vllm/_version.py": b""}))
+    found = [finding.problem for finding in world.lock(bases=True).findings if finding.where == ROCM]
+    assert "it must hold one vLLM, and vllm/_version.py lies in " in found[0]
 
 
 # Debian's packages

@@ -70,6 +70,8 @@ def test_as_json_it_is_json_and_nothing_else(ran: Ran, world: World) -> None:
     data = json.loads(out)
     assert {key: value for key, value in data.items() if key != "images"} == {
         "changed": [ROCM, CUDA],
+        "damaged": [],
+        "undone": [],
         "findings": [],
         "new_releases": [],
         "silent": [],
@@ -92,6 +94,8 @@ def test_a_silent_registry_is_no_failure_unless_asked_to_be(ran: Ran, world: Wor
     code, _, err = ran("lock", "--release", R, "--strict")
     assert (code, err.splitlines()[-2]) == (3, "✗ no answer from 127.0.0.1:9")
     assert ran("lock", "--release", R, "--offline", "--strict")[0] == 0
+    assert ran("lock", "--release", R, "--accept-moved", CUDA)[0] == 3
+    assert ran("lock", "--release", R, "--bases")[0] == 3
 
 
 def test_what_a_registry_says_is_shown_without_its_control_characters(ran: Ran, world: World) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/data/plan-mxfp8-gfx942-0.31.0.json"
 ARCHES = ("gfx942", "gfx950", "sm90", "sm100", "sm103")
-PRODUCTS = ("b200", "b300", "gb200", "gb300", "h100", "h200", "mi300x", "mi325x", "mi350x", "mi355x")
+PRODUCTS = ("b200", "b300", "h100", "h200", "mi300x", "mi325x", "mi350x", "mi355x")
 RELEASES = (
     *("0.24.0", "0.25.0", "0.25.1", "0.26.0", "0.27.0", "0.27.1"),
     *("0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0"),
@@ -109,7 +109,7 @@ def test_possible_is_exactly_what_is_allowed(real: Catalog) -> None:
 
 def test_a_refusal_names_the_arches_and_products_that_can(real: Catalog) -> None:
     message = refusal(real, variant="nvfp4", arch="gfx942").message
-    assert message == "nvfp4 cannot run on gfx942; it runs on: sm100 (b200, gb200); sm103 (b300, gb300)"
+    assert message == "nvfp4 cannot run on gfx942; it runs on: sm100 (b200); sm103 (b300)"
     message = refusal(real, variant="mxfp4", arch="b200").message
     assert message == "mxfp4 cannot run on b200; it runs on: gfx950 (mi350x, mi355x)"
 
@@ -120,6 +120,14 @@ def test_a_product_of_a_right_arch_that_is_too_small_is_refused(real: Catalog) -
         "bf16 cannot run on h100; it runs on: gfx942 (mi300x, mi325x); gfx950 (mi350x, mi355x); sm90 (h200); "
         "sm100 (b200); sm103 (b300)"
     )
+
+
+def test_a_product_whose_host_no_image_is_for_is_refused(real: Catalog) -> None:
+    for product in ("gb200", "gb300"):
+        assert refusal(real, variant="nvfp4", arch=product).message == (
+            f"nvfp4 on {product} needs a linux/arm64 image, and all are linux/amd64; "
+            "it runs on: sm100 (b200); sm103 (b300)"
+        )
 
 
 def test_a_product_stands_for_its_arch(real: Catalog) -> None:

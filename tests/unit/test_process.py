@@ -59,6 +59,16 @@ def test_ask_that_fails_names_command_code_and_both_streams() -> None:
     assert caught.value.exit_code == 4
 
 
+def test_no_control_sequence_reaches_an_error_or_a_line() -> None:
+    lines: list[str] = []
+    coloured = shell(r"printf '\033[31mred\033[0m\t\033]0;title\007x\a\b\n\033[2K end\n'; exit 1")
+    for start in (process.ask, lambda argv: process.show(argv, line=lines.append)):
+        with pytest.raises(errors.CommandFailed) as caught:
+            start(coloured)
+        assert caught.value.message.endswith("\nexit code 1\nred\tx\n end")
+    assert lines == ["red\tx", " end"]
+
+
 def test_a_long_failure_shows_its_last_lines() -> None:
     with pytest.raises(errors.CommandFailed) as caught:
         process.ask(shell("seq 100; exit 1"))

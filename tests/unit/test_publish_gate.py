@@ -12,6 +12,7 @@ from kiln import catalog, errors, plan
 from kiln.errors import Finding
 from kiln.image.receipt import Receipt
 from kiln.publish import evidence, gate, slsa, waiver
+from kiln.smoke import checks
 from kiln.smoke.records import CheckResult, SmokeResult
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ RECEIPT = Receipt(
 )
 
 
-def check(tier: Tier, status: str, *, reason: str = "") -> evidence.Check:
+def check(tier: Tier, status: str, name: str = "one", *, reason: str = "") -> evidence.Check:
     found = (evidence.Finding(where="call", problem="wrong", hint=""),) if status == "failed" else ()
     return evidence.Check.model_validate(
-        {"tier": tier, "name": "one", "status": status, "findings": found, "seconds": 0.0, "reason": reason}
+        {"tier": tier, "name": name, "status": status, "findings": found, "seconds": 0.0, "reason": reason}
     )
 
 
@@ -73,6 +74,8 @@ def smoked(*checks: evidence.Check, **changed: Any) -> Evidence:
         target=TARGET,
         kind="twin",
         image_digest=DIGEST,
+        commit="e" * 40,
+        dirty=False,
         passed=True,
         not_run=(),
         recipe_sha256="d" * 64,
@@ -82,7 +85,9 @@ def smoked(*checks: evidence.Check, **changed: Any) -> Evidence:
     return made.model_copy(update=changed)
 
 
-PASSED = (check("structural", "passed"), check("serve", "passed"), check("device", "not_run", reason="no GPU"))
+STRUCTURAL = (check("structural", "passed", "verify"), check("structural", "passed", "probe toy"))
+SERVED = tuple(check("serve", "passed", name) for name in ("start", *(each.name for each in checks.SERVE), "shutdown"))
+PASSED = (*STRUCTURAL, *SERVED, check("device", "not_run", reason="no GPU"))
 GOOD = gate.Case(wanted=WANTED, receipt=RECEIPT, evidence=smoked(*PASSED), waiver=None, today=TODAY)
 
 
@@ -154,6 +159,10 @@ REFUSED: dict[str, tuple[Case, tuple[str, str, str]]] = {
         about(recipe_sha256="f" * 64),
         (EVIDENCE_AT, "the recipe was changed since: it was served in another way", SMOKE),
     ),
+    "evidence of an edited tree": (
+        replace(GOOD, evidence=smoked(*PASSED, dirty=True)),
+        (EVIDENCE_AT, "was made with changes that no commit holds", f"git status; git commit; {SMOKE}"),
+    ),
     "a failed check": (
         replace(GOOD, evidence=smoked(*PASSED, check("serve", "failed"))),
         ("serve/one", "failed: call: wrong", SMOKE),
@@ -163,11 +172,11 @@ REFUSED: dict[str, tuple[Case, tuple[str, str, str]]] = {
         ("replay/one", "failed: call: wrong", SMOKE),
     ),
     "a tier not run": (
-        replace(GOOD, evidence=smoked(PASSED[0], check("serve", "not_run", reason="no port"))),
+        replace(GOOD, evidence=smoked(*STRUCTURAL, check("serve", "not_run", reason="no port"))),
         ("tier serve", "NOT_RUN: no port, and it is required of a twin image", f"{SMOKE}; or --waiver FILE"),
     ),
     "a tier that is absent": (
-        replace(GOOD, evidence=smoked(PASSED[1])),
+        replace(GOOD, evidence=smoked(*SERVED)),
         ("tier structural", "NOT_RUN, and it is required of a twin image", f"{SMOKE}; or --waiver FILE"),
     ),
     "a waiver of another target": (
@@ -191,14 +200,30 @@ def test_each_reason_is_red_by_itself(name: str) -> None:
     assert gate.findings(case) == (Finding(where=where, problem=problem, hint=hint),)
 
 
+@pytest.mark.parametrize("absent", [*STRUCTURAL, *SERVED], ids=lambda each: f"{each.tier}/{each.name}")
+def test_every_check_of_a_tier_must_have_passed_by_name(absent: evidence.Check) -> None:
+    where, problem = f"{absent.tier}/{absent.name}", "was not run, and it is required"
+    left = [each for each in PASSED if each != absent]
+    skipped = absent.model_copy(update={"status": "not_run"})
+    for told in (left, [*left, skipped]):
+        case = replace(GOOD, evidence=smoked(*told))
+        assert gate.findings(case) == (Finding(where=where, problem=problem, hint=SMOKE),)
+        assert gate.findings(replace(case, waiver=waiving(absent.tier))), "a waiver stands for whole tiers"
+
+
+def test_one_invented_check_in_each_tier_is_not_enough() -> None:
+    case = replace(GOOD, evidence=smoked(*(check(tier, "passed") for tier in ("structural", "serve"))))
+    assert len(gate.findings(case)) == len(STRUCTURAL) + len(SERVED)
+
+
 def test_every_reason_is_told_at_once() -> None:
     case = replace(about(dirty=True), receipt=replace(RECEIPT, base=OTHER), evidence=None)
     assert [found.where for found in gate.findings(case)] == ["catalog", RECEIPT_AT, EVIDENCE_AT]
 
 
 def test_a_waiver_stands_for_a_tier_that_was_not_run_or_is_absent() -> None:
-    for checks in ((PASSED[0], check("serve", "not_run")), (PASSED[0],)):
-        case = replace(GOOD, evidence=smoked(*checks), waiver=waiving("serve", "full"))
+    for told in ((*STRUCTURAL, check("serve", "not_run")), STRUCTURAL):
+        case = replace(GOOD, evidence=smoked(*told), waiver=waiving("serve", "full"))
         assert gate.findings(case) == ()
         assert gate.waived(case) == ("serve",)
     assert gate.waived(GOOD) == ()
@@ -206,7 +231,7 @@ def test_a_waiver_stands_for_a_tier_that_was_not_run_or_is_absent() -> None:
 
 
 def test_a_waiver_never_stands_for_a_failed_check() -> None:
-    case = replace(GOOD, evidence=smoked(PASSED[0], check("serve", "failed")), waiver=waiving("serve"))
+    case = replace(GOOD, evidence=smoked(*STRUCTURAL, check("serve", "failed")), waiver=waiving("serve"))
     assert [found.where for found in gate.findings(case)] == ["serve/one"]
 
 
@@ -230,20 +255,21 @@ def test_a_thin_image_is_of_other_inputs_and_of_the_same_commit() -> None:
 # the files
 
 
-def test_evidence_is_read_as_it_was_written(toy_catalog: Path, tmp_path: Path) -> None:
+def test_evidence_is_read_as_it_was_written(toy_catalog: Path) -> None:
     made = plan.make(catalog.load(toy_catalog), variant="mxfp8", arch="gfx942")
     failed = CheckResult(
         tier="serve", name="tools", status="failed", findings=(Finding(where="call 1", problem="é"),), seconds=1.0
     )
-    checks = (failed, CheckResult(tier="structural", name="verify", status="passed"))
-    result = SmokeResult(image=DIGEST, puppet="p", started="2026-01-01T00:00:00Z", seconds=1.5, checks=checks)
-    evidence.write(tmp_path, made, result, kind="twin")
-    read = evidence.read(tmp_path, "twin")
+    told = (failed, CheckResult(tier="structural", name="verify", status="passed"))
+    result = SmokeResult(image=DIGEST, puppet="p", started="2026-01-01T00:00:00Z", seconds=1.5, checks=told)
+    folder = toy_catalog / "build"
+    evidence.write(folder, made, result, kind="twin")
+    read = evidence.read(folder, "twin")
     assert read
     assert (read.image_digest, read.passed) == (DIGEST, False)
     assert read.recipe_sha256 == evidence.recipe_sha256(made)
     assert [read.status(tier) for tier in ("serve", "structural", "device")] == ["failed", "passed", "not_run"]
-    assert evidence.read(tmp_path, "rocm") is None
+    assert evidence.read(folder, "rocm") is None
 
 
 def test_evidence_of_another_form_is_none(tmp_path: Path) -> None:

@@ -117,6 +117,31 @@ def test_who_checks_with_a_key_asks_nobody(asked: Callable[[], list[str]], key: 
     )
 
 
+@pytest.mark.parametrize("code", [1, 2, 127])
+@pytest.mark.usefixtures("asked")
+def test_any_exit_code_of_cosign_but_0_is_a_refusal(key: str, tmp_path: Path, code: int) -> None:
+    verifier = sign.verifier(key=key, identity="", issuer="")
+    assert verifier
+    script = '#!/bin/sh\n[ "$1" = trusted-root ] || {{ echo "Error: no" >&2; exit {} ; }}\n'
+    (tmp_path / "bin/cosign").write_text(script.format(code), encoding="utf-8")
+    assert verifier.problem(b"{}", kind=statements.SMOKE, digest=DIGEST) == "no"
+    (tmp_path / "bin/cosign").write_text(script.format(0), encoding="utf-8")
+    assert verifier.problem(b"{}", kind=statements.SMOKE, digest=DIGEST) == ""
+
+
+def test_what_is_signed_lies_where_the_next_publication_sweeps(
+    asked: Callable[[], list[str]], key: str, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "state"
+    scratch.mkdir()
+    made = sign.signer(key=key, keyless=False, scratch=scratch)
+    assert made
+    made.sign(STATEMENT)
+    assert len(asked()) == 3
+    assert f"--bundle={scratch}/.publish." in (tmp_path / "log").read_text(encoding="utf-8")
+    assert list(scratch.iterdir()) == []
+
+
 def test_nobody_is_asked_to_sign_or_to_check() -> None:
     assert sign.signer(key="", keyless=False) is None
     assert sign.verifier(key="", identity="", issuer="") is None
@@ -212,22 +237,24 @@ def test_the_clean_client_has_nothing_of_this_person(
     for name in (sign.PASSWORD, "KILN_CONFIG", "KILN_ROOT", "DOCKER_HOST", "TOKEN"):
         monkeypatch.setenv(name, "mine")
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    client.run(("verify", "x"), host="registry.example.com", cwd=tmp_path)
+    client.run(("verify", "x"), host="registry.example.com", scratch=tmp_path)
     env = started["env"]
     assert "mine" not in env.values()
     assert started["argv"] == (sys.executable, "-P", "-m", "kiln", "verify", "x")
-    for name in ("HOME", "DOCKER_CONFIG", "KILN_HOME"):
-        assert "kiln-client-" in env[name]
+    assert "cwd" not in started, "the printed command is the one that was run, from the same folder"
+    for name in ("HOME", "DOCKER_CONFIG", "KILN_HOME", "TMPDIR"):
+        assert env[name].startswith(str(tmp_path / ".publish.")), "the next publication sweeps it"
+    assert list(tmp_path.iterdir()) == []
     auths = {"registry.example.com": {"auth": "YTpi"}}
     (tmp_path / "config.json").write_text(json.dumps({"auths": auths}), encoding="utf-8")
-    client.run(("verify", "x"), host="registry.example.com", cwd=tmp_path)
+    client.run(("verify", "x"), host="registry.example.com", scratch=tmp_path)
     assert started["env"]["DOCKER_CONFIG"] == str(tmp_path)
 
 
 def test_what_does_not_verify_from_a_clean_client_is_refused(started: dict[str, Any], tmp_path: Path) -> None:
     started["code"] = 8
     with pytest.raises(errors.PublishRefused, match=r"exit code 8\):\nout\nbecause") as caught:
-        client.run(("verify", "a b"), host="registry.example.com", cwd=tmp_path)
+        client.run(("verify", "a b"), host="registry.example.com", scratch=tmp_path)
     assert caught.value.hint == "kiln verify 'a b'"
 
 

@@ -210,3 +210,35 @@ def test_a_tag_that_cannot_be_put_back_is_said_and_the_others_are(
         move(registry, new, broken)
     assert caught.value.message.count("NOT PUT BACK") == 1
     assert pointing(registry) == (old, new, None)
+
+
+def test_a_tag_that_never_moved_is_as_it_was_whatever_the_registry_refuses(
+    fake: Fake, registry: Registry, old: str, new: str
+) -> None:
+    fake.script("PUT", f"/v2/{REPO}/manifests/two", *[Reply(status=403)] * 5)
+    with pytest.raises(errors.KilnError, match="every tag is again as it was"):
+        move(registry, new)
+    assert pointing(registry) == (old, old, None)
+
+
+def test_a_tag_that_somebody_else_moves_meanwhile_is_left(fake: Fake, registry: Registry, old: str, new: str) -> None:
+    theirs = support.push(registry, REPO, word=b"WORD = 'theirs'\n")
+
+    def meanwhile() -> None:
+        support.tag(registry, theirs, "two")
+        del fake.tags[f"{REPO}:three"]
+        raise errors.PublishRefused("it does not verify")
+
+    with pytest.raises(errors.PublishRefused) as caught:
+        move(registry, new, meanwhile)
+    left = f"moved by somebody else to {theirs.digest}, left: {REPO}:two"
+    assert caught.value.message == f"it does not verify\n{left}"
+    assert pointing(registry) == (old, theirs.digest, None)
+
+
+def test_a_tag_that_does_not_name_it_any_more_at_the_end_is_no_success(registry: Registry, old: str, new: str) -> None:
+    theirs = support.push(registry, REPO, word=b"WORD = 'theirs'\n")
+    told = f"{REPO}:one: set to {new}, but read back it names {theirs.digest}\nmoved by somebody else"
+    with pytest.raises(errors.CommandFailed, match=told):
+        move(registry, new, lambda: support.tag(registry, theirs, "one"))
+    assert pointing(registry) == (theirs.digest, old, None)

@@ -32,6 +32,7 @@ MADE = Published(
     slsa_level=1,
     slsa_because="provenance exists",
     verify="kiln verify h/app:m-v-a-v1-k2",
+    public_key="build/rocm-cosign.pub",
     dry_run=False,
 )
 FOUND = Verified(
@@ -40,6 +41,7 @@ FOUND = Verified(
     signature="verified",
     signed_by="the key cosign.pub",
     attestations=("SBOM",),
+    waived=(),
     target="m-v-a-1",
     slsa_level=1,
     files=2,
@@ -57,6 +59,7 @@ SLSA             build level 1: provenance exists
 waived           device
 verified from a clean client:
   kiln verify h/app:m-v-a-v1-k2
+hand on build/rocm-cosign.pub: whoever checks the signature needs it, and needs it from you
 """
 
 

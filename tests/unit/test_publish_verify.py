@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import publish_support as support
 import pytest
-from registry_support import Entry, Fake, digest, serving, tar
+from registry_support import Entry, Fake, Reply, digest, serving, tar
 
 from kiln import __version__, errors
-from kiln.publish import attached, contents, statements, verify
-from kiln.registry import client
+from kiln.publish import attached, contents, sign, statements, verify
+from kiln.registry import client, records
 from kiln.registry.artifact import fallback_tag
 from kiln.report import Reporter
 from kiln.tasks import namespace, program
@@ -70,6 +70,7 @@ def test_a_whole_image_verifies_by_digest_and_by_each_of_its_tags(registry: Regi
         signature="unsigned",
         signed_by="",
         attestations=tuple(statements.ATTESTATIONS),
+        waived=(),
         target=support.TARGET,
         slsa_level=1,
         files=2,
@@ -206,7 +207,7 @@ def test_a_tag_that_was_moved_to_another_image_is_found(registry: Registry) -> N
     support.attach(registry, other, other.statements())
     immutable = small.patches.tags[0]
     support.tag(registry, other, immutable)
-    told = f"this image is {other.patches.tags[0]}, and was never published as {immutable}: the tag was moved"
+    told = f"this image is {other.patches.tags[0]}, and was not published under this name: the tag was moved"
     assert found(run(registry, f":{immutable}")) == {(f"tag {immutable}", told)}
     both = found(run(registry, f":{immutable}@{small.digest}"))
     assert both == {(f"tag {immutable}", f"names {other.digest} now, not {small.digest}: it was moved")}
@@ -239,10 +240,131 @@ def test_every_damaged_layer_is_named(fake: Fake, registry: Registry) -> None:
     assert len(found(run(registry, f"@{small.digest}", full=True))) == 2
 
 
-def test_too_many_attachments_are_not_all_asked_for(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_attachments_of_strangers_are_said_and_hide_nothing(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attached, "_MANY", 3)
+    small = support.push(registry, REPO)
+    for number in range(4):
+        other = statements.make("https://example.com/x", {"n": number}, name="x", digest=small.digest)
+        attached.attach(registry, REPO, small.subject, attached.Attachment(statement=other, bundle=b""))
+    support.attach(registry, small, small.statements())
+    assert verify.run(f"{registry.host}/{REPO}@{small.digest}", verifier=None, reporter=Reporter()).findings == ()
+    assert "8 attachments, and each is looked at" in capsys.readouterr().err
+
+
+class Trusting(sign.Verifier):
+    """Takes every bundle for one that the right person has signed, and counts what it is asked about."""
+
+    asked: ClassVar[list[str]] = []
+
+    def problem(self, bundle: bytes, *, kind: str, digest: str) -> str:
+        self.asked.append(kind)
+        return "" if digest else str(bundle)
+
+
+def test_what_nobody_signed_never_counts_whoever_checks(registry: Registry) -> None:
     small = published(registry)
-    monkeypatch.setattr(attached, "_MOST", 3)
-    assert ("attachments", "4 of them; only 3 are looked at") in found(run(registry, f"@{small.digest}"))
+    verifier = Trusting(cosign="cosign")
+    result = verify.run(f"{registry.host}/{REPO}@{small.digest}", verifier=verifier, reporter=QUIET)
+    refused = "there is one, but it does not count: is not signed"
+    expected = {("signature", "missing"), *((name, refused) for name in statements.ATTESTATIONS)}
+    assert (found(result), Trusting.asked) == (expected, [])
+
+
+# an index under the tag: Docker chooses from it by its own rules
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        {"platform": {"os": "linux", "architecture": "x86_64"}},
+        {"platform": {"os": "Linux", "architecture": "AMD64"}},
+        {"platform": {"os": "linux", "architecture": "x86-64", "variant": "v2"}},
+        {"platform": {"os": "linux", "architecture": "amd64"}, "artifactType": "application/x"},
+        {"platform": {"os": "linux", "architecture": "arm64"}},
+        {},
+    ],
+)
+def test_an_index_that_names_another_image_beside_the_good_one_is_found(
+    fake: Fake, registry: Registry, evil: dict[str, Any]
+) -> None:
+    small = published(registry)
+    other = support.push(registry, REPO, word=b"WORD = 'evil'\n")
+    entries = [
+        records.as_json(other.subject) | evil,
+        records.as_json(small.subject) | {"platform": {"os": "linux", "architecture": "amd64"}},
+    ]
+    data = json.dumps({"schemaVersion": 2, "mediaType": records.OCI_INDEX, "manifests": entries}).encode()
+    index = fake.put(REPO, small.patches.tags[0], data, records.OCI_INDEX)
+    for ref in (f":{small.patches.tags[0]}", f"@{index}", f":{small.patches.tags[0]}@{index}"):
+        assert {where for where, _ in found(run(registry, ref))} == {"image"}
+
+
+def test_an_index_of_the_good_image_alone_is_not_what_kiln_publishes(fake: Fake, registry: Registry) -> None:
+    small = published(registry)
+    entry = records.as_json(small.subject) | {"platform": {"os": "linux", "architecture": "x86_64"}}
+    data = json.dumps({"schemaVersion": 2, "mediaType": records.OCI_INDEX, "manifests": [entry]}).encode()
+    index = fake.put(REPO, small.patches.tags[0], data, records.OCI_INDEX)
+    told = f"is an index, and Kiln publishes none: of {index} Docker may run another image"
+    assert found(run(registry, f":{small.patches.tags[0]}")) == {("image", told)}
+
+
+def test_a_config_that_is_not_the_manifests_is_a_finding(fake: Fake, registry: Registry) -> None:
+    small = published(registry)
+    config = registry.manifest(REPO, small.digest).config
+    assert config
+    fake.blobs[config.digest] = b"{}"
+    result = run(registry, f"@{small.digest}")
+    assert [each.where for each in result.findings] == ["image"]
+
+
+# a registry that does not answer, and one that has lost something
+
+
+def test_an_outage_says_nothing_about_the_image(fake: Fake, registry: Registry) -> None:
+    small = published(registry)
+    (*_, last) = registry.referrers(REPO, small.digest)
+    fake.script("GET", f"/v2/{REPO}/manifests/{last.digest}", *[Reply(status=503)] * 10)
+    with pytest.raises(errors.Missing):
+        run(registry, f"@{small.digest}")
+
+
+def test_an_attachment_that_is_listed_and_gone_is_found(fake: Fake, registry: Registry) -> None:
+    small = published(registry)
+    (*_, last) = registry.referrers(REPO, small.digest)
+    del fake.manifests[f"{REPO}@{last.digest}"]
+    assert {where for where, _ in found(run(registry, f"@{small.digest}"))} == {
+        f"attachment {last.digest}",
+        "smoke evidence",
+    }
+
+
+# the smoke evidence
+
+
+def test_evidence_of_a_failed_check_or_of_another_image_is_found(registry: Registry) -> None:
+    small, other = support.push(registry, REPO), digest(b"other")
+    failed = support.smoke(small.digest, start="passed", tools="failed")
+    lies = support.smoke(small.digest)
+    lies["evidence"]["smoke"]["image"] = other
+    support.attach(registry, small, small.statements(smoke=failed))
+    for smoke in (lies, {"evidence": "all passed"}):
+        support.attach(registry, small, {"smoke": small.statements(smoke=smoke)["smoke"]})
+    problems = found(run(registry, f"@{small.digest}"))
+    assert {where for where, _ in problems} == {"smoke evidence"}
+    told = sorted(problem for _, problem in problems)
+    assert told[0] == f"is about {' and '.join(sorted((small.digest, other)))}, not about {small.digest}"
+    assert told[1].startswith("not as Kiln writes it: evidence")
+    assert told[2] == "serve/tools failed: no reason"
+
+
+def test_tiers_that_were_waived_are_shown(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    small = support.push(registry, REPO)
+    support.attach(registry, small, small.statements(smoke=support.smoke(small.digest, "serve", "device")))
+    image = f"{registry.host}/{REPO}@{small.digest}"
+    assert json.loads(kiln(capsys, "verify", image, "--json")[1])["waived"] == ["serve", "device"]
+    assert "serve, device: not run on this image" in kiln(capsys, "verify", image)[1]
 
 
 def test_an_image_that_is_not_there_or_not_named_whole(registry: Registry) -> None:
@@ -277,7 +399,7 @@ def test_the_task_works_outside_of_any_checkout_and_says_unsigned(
     support.tag(registry, small, "stable")
     code, out, err = kiln(capsys, "verify", f"{registry.host}/{REPO}:stable", "--json")
     assert (code, [each["where"] for each in json.loads(out)["findings"]]) == (8, ["tag stable"])
-    assert "was never published as stable" in err
+    assert "was not published under this name" in err
 
 
 def test_no_image_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from kiln.image.thin import run as thin
 from kiln.image.thin.accept import Expected
 from kiln.image.thin.layer import Member
 from kiln.lock import base as locking
+from kiln.registry import layers
 from kiln.registry.layers import Found
 from kiln.report import Reporter
 
@@ -215,7 +217,7 @@ def series_files(target: Plan) -> dict[str, Found]:
 
 
 def test_every_file_of_the_series_and_both_ledgers_are_compared_with_the_rehearsal(target: Plan) -> None:
-    expected = Expected(base=base_of(target), plan=target, ledger=LEDGER, members=(), labels={})
+    expected = Expected(base=base_of(target), plan=target, ledger=LEDGER, members=(), labels={}, config={})
     held = series_files(target)
     assert list(thin_accept.of_series(held, expected)) == []
     for path in held:
@@ -223,3 +225,61 @@ def test_every_file_of_the_series_and_both_ledgers_are_compared_with_the_rehears
         assert [finding.where for finding in thin_accept.of_series(broken, expected)] == [f"/{path}"]
         less = {each: there for each, there in held.items() if each != path}
         assert [finding.where for finding in thin_accept.of_series(less, expected)] == [f"/{path}"]
+
+
+# the base as its registry hands it out
+
+
+def remote(layers: tuple[str, ...] = (DIGEST,), config: dict[str, Any] | None = None) -> Any:
+    """Return as much of an image in a registry as is looked at before its layers are read."""
+    listed = tuple(SimpleNamespace(digest=digest) for digest in layers)
+    return SimpleNamespace(
+        repository="vllm",
+        manifest=SimpleNamespace(layers=listed, digest=DIGEST),
+        config={"config": config or {}},
+    )
+
+
+def recorded(target: Plan, record: bytes) -> lock_records.Base:
+    return base_of(target).model_copy(update={"record_sha256": hashlib.sha256(record).hexdigest()})
+
+
+def test_a_base_of_other_layers_than_locked_is_refused(target: Plan, tmp_path: Path) -> None:
+    base = recorded(target, b"record")
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / base.record_sha256).write_bytes(b"record")
+    assert thin_base.site(remote(), base, tmp_path, QUIET).record == b"record"
+    with pytest.raises(errors.BadInput, match="other layers than images/"):
+        thin_base.site(remote((DIGEST, DIGEST)), base, tmp_path, QUIET)
+
+
+def test_a_record_that_is_not_the_locked_one_is_not_taken(
+    target: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = recorded(target, b"record")
+    kept = tmp_path / "records" / base.record_sha256
+    kept.parent.mkdir()
+    path = f"{ROOT}/{INFO}/RECORD"
+    for held in (b"damaged", b"record"):
+        kept.write_bytes(b"damaged in the cache")
+        in_layer = {path: replace(found(path, held), data=held)}
+        monkeypatch.setattr(layers, "scan", lambda *_, in_layer=in_layer, **__: in_layer)
+        if held == b"record":
+            assert thin_base.site(remote(), base, tmp_path, QUIET).record == b"record"
+        else:
+            with pytest.raises(errors.BadInput, match="RECORD is not what images/"):
+                thin_base.site(remote(), base, tmp_path, QUIET)
+    assert kept.read_bytes() == b"record"
+
+
+def test_an_image_of_other_layers_or_started_in_another_way_is_not_accepted(
+    target: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Expected(base=base_of(target), plan=target, ledger=LEDGER, members=(), labels={}, config={"User": ""})
+    for digests in ((), (DIGEST,), (f"sha256:{'1' * 64}", DIGEST), (DIGEST, DIGEST, DIGEST)):
+        (finding,) = thin_accept.differences(remote(digests), wanted, QUIET.note)
+        assert finding.where == "layers"
+    monkeypatch.setattr(layers, "scan", lambda *_, **__: {})
+    monkeypatch.setattr(layers, "find", lambda *_, **__: {})
+    said = [each.problem for each in thin_accept.differences(remote((DIGEST, DIGEST), {"User": "x"}), wanted, print)]
+    assert said[0] == "User: 'x', and its base has ''"

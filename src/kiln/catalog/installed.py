@@ -35,6 +35,7 @@ _DISTRIBUTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "nccl": ("nvidia-nccl-cu13", "nvidia-nccl-cu12"),
     },
 }
+DISTRIBUTIONS = frozenset(name for pins in _DISTRIBUTIONS.values() for names in pins.values() for name in names)
 
 
 def differences(kind: str, release: str, pins: Mapping[str, str], found: Mapping[str, str]) -> Iterator[Finding]:

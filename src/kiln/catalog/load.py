@@ -137,21 +137,32 @@ def _config(root: Path) -> tuple[records.Config | None, list[str]]:
         config = read(records.Config, path, root=root)
     except errors.BadInput as error:
         return None, [error.message]
+    problems = [
+        f"{path.name}: mirrors: {prefix}: holds a user or a password; leave it out: git and Docker have their own"
+        for prefix, mirror in config.mirrors.items()
+        if "@" in mirror and not mirror.startswith("ssh://")
+    ]
     if config.ca is None:
-        return config, []
+        return config, problems
     bundle = path.resolve().parent / config.ca
-    problems = [] if bundle.is_file() else [f"{path.name}: ca: {config.ca}: no such file"]
+    if not bundle.is_file():
+        problems.append(f"{path.name}: ca: {config.ca}: {'is a folder' if bundle.is_dir() else 'no such file'}")
     return config.model_copy(update={"ca": bundle}), problems
 
 
 def _lock(root: Path, *, locked: bool) -> tuple[Lock | None, list[str]]:
     """Return the lock, or what is wrong with its file."""
-    if not locked and not (root / locks.LOCK).exists():
-        return Lock(), []
     try:
-        return _validated(Lock, locks.read(root), locks.LOCK), []
+        return read_lock(root, may_be_missing=not locked), []
     except errors.BadInput as error:
         return None, [error.message]
+
+
+def read_lock(root: Path, *, may_be_missing: bool) -> Lock:
+    """Read images/lock.json alone; raises BadInput."""
+    if may_be_missing and not (root / locks.LOCK).exists():
+        return Lock()
+    return _validated(Lock, locks.read(root), locks.LOCK)
 
 
 def _refused(problems: Sequence[str], *, locked: bool) -> errors.BadInput:

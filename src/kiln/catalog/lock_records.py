@@ -12,6 +12,10 @@ Mode = Annotated[str, StringConstraints(pattern=r"^[0-7]{4}$")]
 Time = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")]
 
 
+# the version of what reads the layers: a base that another one read is read again; 2 knows every pinned distribution
+READER = 2
+
+
 class LockedDigest(Record):
     """A digest and what vouches for it: that many public records, or a registry that was asked at `confirmed`."""
 
@@ -32,7 +36,7 @@ class Base(Record):
     `files` and `bytecode` lie under `root`; `files` maps each path that an edition touches to its sha256, None where
     there is none. `record_layer` counts from the lowest of `layers`. `caches` are folders with JIT output. `modes` are
     those of `files`, of RECORD, and of every folder above these, above `bytecode` and above `caches`, by path in the
-    image.
+    image. `reader` is the READER that read it.
     """
 
     root: Path
@@ -46,10 +50,11 @@ class Base(Record):
     caches: tuple[Path, ...] = ()
     modes: dict[Path, Mode] = Field(default_factory=dict)
     versions: dict[Text, Text] = Field(default_factory=dict)
+    reader: int = Field(default=1, ge=1)
 
 
 class LockedImage(Record):
-    """One image: `inputs_sha256` is of the lines of releases.yaml that it was locked from."""
+    """One image: `inputs_sha256` is of the lines of releases.yaml that it was locked from, `sha256` of all the rest."""
 
     repository: Text
     tag: Text
@@ -58,6 +63,7 @@ class LockedImage(Record):
     manifest: LockedDigest | None = None
     locked: Time
     base: Base | None = None
+    sha256: Sha256 | None = None
 
 
 class LockedPackage(Record):

@@ -79,6 +79,18 @@ def text(lock: lock_records.Lock) -> str:
     return report.as_json(lock.model_dump(mode="json")) + "\n"
 
 
+def sealed(entry: lock_records.LockedImage) -> lock_records.LockedImage:
+    """Return an entry with the checksum over itself, without which it is not believed."""
+    data = entry.model_dump(mode="json", exclude={"sha256"}, exclude_defaults=True)
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return entry.model_copy(update={"sha256": hashlib.sha256(text.encode()).hexdigest()})
+
+
+def damaged(lock: lock_records.Lock) -> frozenset[str]:
+    """Return the images whose entry is not what was sealed: somebody edited it, or merged it badly."""
+    return frozenset(name for name, entry in lock.images.items() if entry.sha256 != sealed(entry).sha256)
+
+
 def problems(releases: records.Releases, lock: lock_records.Lock) -> Iterator[str]:
     """Yield what a person edited without locking it: images that are new, changed or gone."""
     try:
@@ -86,6 +98,7 @@ def problems(releases: records.Releases, lock: lock_records.Lock) -> Iterator[st
     except errors.BadInput as error:
         yield from error.message.splitlines()
         return
+    broken = damaged(lock)
     for reference, pinned in wanted.items():
         entry, pin = lock.images.get(reference), pinned.pin
         if entry is None:
@@ -94,6 +107,8 @@ def problems(releases: records.Releases, lock: lock_records.Lock) -> Iterator[st
             yield f"{LOCK}: {reference}: holds {entry.repository}:{entry.tag}; lock it again: {HINT}"
         elif entry.inputs_sha256 != inputs_sha256(pin):
             yield f"{LOCK}: {reference}: {_RELEASES}: {pinned.at} was edited after it was locked; lock it again: {HINT}"
+        elif reference in broken:
+            yield f"{LOCK}: {reference}: was changed by something else than {HINT}; lock it again: {HINT}"
     for reference in sorted(lock.images.keys() - wanted.keys()):
         yield f"{LOCK}: {reference}: no release has this image any more; lock again: {HINT}"
 

@@ -54,11 +54,12 @@ class Record(BaseModel):
 
 
 class Product(Record):
-    """One GPU product: its 8-GPU (or tray) node as the field sells it."""
+    """One GPU product: its 8-GPU (or tray) node as the field sells it; `platform` is that of the node's host."""
 
     name: Text
     gpus: int = Field(ge=1, le=72)
     vram_gb: int = Field(ge=1)
+    platform: Literal["linux/amd64", "linux/arm64"] = "linux/amd64"
 
 
 class Arch(Record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from kiln.deploy.records import CACHE, CAPABILITIES, TOKEN
+from kiln.deploy.records import API_KEY, CACHE, CAPABILITIES, STOP_S, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +37,8 @@ def text(argv: tuple[str, ...]) -> str:
 def _options(made: Deployment) -> Iterator[str]:
     yield f"--name={made.name}"
     yield f"--pull={made.pull}"
+    yield "--init"
+    yield f"--stop-timeout={STOP_S}"
     if not made.devices:
         yield f"--gpus={made.gpus}"
     yield from (f"--device={device}" for device in made.devices)
@@ -47,7 +49,8 @@ def _options(made: Deployment) -> Iterator[str]:
     if made.seccomp == "unconfined":
         yield "--security-opt=seccomp=unconfined"
     yield f"--shm-size={made.shm_gib}g"
+    yield f"--ulimit=memlock={made.memlock}"
     yield f"--publish={made.address}:{made.port}:{made.server_port}"
     yield f"--mount=type={'bind' if made.host_folder else 'volume'},source={made.cache},target={CACHE}"
     yield from (f"--env={name}={value}" for name, value in made.env)
-    yield f"--env={TOKEN}"
+    yield from (f"--env={name}" for name in (TOKEN, API_KEY))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kiln.deploy.records import CACHE, CAPABILITIES, TOKEN
+from kiln.deploy.records import API_KEY, CACHE, CAPABILITIES, START_PERIOD_S, STOP_S, TOKEN
 
 if TYPE_CHECKING:
     from kiln.deploy.records import Deployment
 
-SECRET, SECRET_KEY = "kiln-hf-token", "token"
+SECRET = "kiln-hf-token"  # noqa: S105 - the name of the secret
+_KEYS = ((TOKEN, "token"), (API_KEY, "api-key"))  # variables, and the secret's keys with their values
 _PULL = {"never": "Never", "missing": "IfNotPresent", "always": "Always"}
-# two hours for half a terabyte of weights to be fetched and loaded; until then nothing asks whether it lives
-_START_PERIOD_S, _STARTS = 10, 720
+_POLL_S = 10
 
 
 def render(made: Deployment) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -46,6 +46,8 @@ def _pod(made: Deployment) -> dict[str, Any]:
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": STOP_S,
+        "nodeSelector": dict(made.node_labels),
         **({"securityContext": {"supplementalGroups": list(made.groups)}} if made.groups else {}),
         "containers": [_container(made)],
         "volumes": [{"name": "shm", **shm}, {"name": "cache", **claim}],
@@ -54,7 +56,6 @@ def _pod(made: Deployment) -> dict[str, Any]:
 
 def _container(made: Deployment) -> dict[str, Any]:
     program, *words = made.command
-    secret = {"secretKeyRef": {"name": SECRET, "key": SECRET_KEY, "optional": True}}
     health = {"httpGet": {"path": "/health", "port": "http"}}
     return {
         "name": "vllm",
@@ -64,12 +65,16 @@ def _container(made: Deployment) -> dict[str, Any]:
         "args": [_literal(word) for word in words],
         "env": [
             *({"name": name, "value": _literal(value)} for name, value in made.env),
-            {"name": TOKEN, "valueFrom": secret},
+            *(
+                {"name": name, "valueFrom": {"secretKeyRef": {"name": SECRET, "key": key, "optional": True}}}
+                for name, key in _KEYS
+            ),
         ],
         "ports": [{"name": "http", "containerPort": made.server_port}],
         "resources": {"limits": {f"{made.vendor}.com/gpu": made.gpus}},
         "securityContext": _security(made),
-        "startupProbe": health | {"periodSeconds": _START_PERIOD_S, "failureThreshold": _STARTS, "timeoutSeconds": 5},
+        "startupProbe": health
+        | {"periodSeconds": _POLL_S, "failureThreshold": START_PERIOD_S // _POLL_S, "timeoutSeconds": 5},
         "readinessProbe": health | {"periodSeconds": 10, "timeoutSeconds": 5},
         "livenessProbe": health | {"periodSeconds": 30, "failureThreshold": 3, "timeoutSeconds": 20},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "cache", "mountPath": CACHE}],  # noqa: S108

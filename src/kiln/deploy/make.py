@@ -7,11 +7,13 @@ import ipaddress
 import math
 import re
 from typing import TYPE_CHECKING, get_args
+from urllib.parse import urlsplit
 
 from kiln import errors
+from kiln.deploy import notes
 from kiln.deploy.records import CACHE, Deployment, Form
 from kiln.image import local
-from kiln.registry import reference
+from kiln.registry import reference, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +29,15 @@ _SERVER_PORT = 8000
 _LAST_PORT = 65535
 _MAX_NAME = 63  # of a Kubernetes name; docker's and compose's may be longer
 _FIRST_RENDER_NODE = 128  # the kernel numbers render nodes from here
+_RENDER_NODES = {"gfx942": 8, "gfx950": 8}  # what one GPU takes of them, for the parts that it can be split into
+_COMPUTE_UNITS = {"gfx942": "304", "gfx950": "256"}
+_COMPILERS = (
+    ("VLLM_CACHE_ROOT", "vllm", {"rocm", "cuda"}),
+    ("TRITON_CACHE_DIR", "triton", {"rocm", "cuda"}),
+    ("FLASHINFER_WORKSPACE_BASE", "flashinfer", {"cuda"}),
+)
 _KFD = "/dev/kfd"
+_DIGEST = re.compile(r"(?:^|@)sha256:([0-9a-f]{64})$")
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _PARALLEL = ("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size")
 
@@ -38,11 +48,11 @@ def make(plan: Plan, wanted: Wanted, *, built: Receipt | None = None, gpus: Sequ
     if problems := list(_problems(wanted, amd=amd)):
         raise errors.BadInput("\n".join(problems), hint="see what it takes: ./inv run --help")
     count = math.prod(int(_flag(plan, name) or 1) for name in _PARALLEL)
-    own = [gpu for gpu in gpus if gpu.arch == plan.target.arch][:count]
+    own = [gpu for gpu in gpus if gpu.arch == plan.target.arch and gpu.parts == 1][:count]
     present = own if len(own) == count else []
-    image = wanted.image or (built.image if built else f"{local.PREFIX}{plan.target.slug}:latest")
-    never = local.is_local(image)
-    host_folder = bool(wanted.cache) and wanted.form != "k8s"
+    image = wanted.image or _image(plan, wanted, built)
+    digest = built.digest if built and image in {built.image, built.pushed} else ""
+    doubt = notes.doubt(plan, wanted, image, built)
     address, port = _address(wanted.port)
     return Deployment(
         name=_name(plan.target.slug),
@@ -51,24 +61,31 @@ def make(plan: Plan, wanted: Wanted, *, built: Receipt | None = None, gpus: Sequ
         arch=plan.target.arch,
         vendor="amd" if amd else "nvidia",
         image=image,
-        digest=built.digest if built and built.image == image else "",
-        pull="never" if never else "missing" if "@" in image else "always",
+        digest=digest,
+        doubt=doubt,
+        pull="never" if local.is_local(image) else "missing" if "@" in image else "always",
         command=plan.serve.argv,
-        env=(*((item.name, item.value) for item in plan.serve.env), ("HF_HOME", CACHE)),
+        env=(
+            *((item.name, item.value) for item in plan.serve.env),
+            ("HF_HOME", CACHE),
+            *_compiled(plan, digest or _digest(image)),
+        ),
         gpus=count,
-        devices=_devices(wanted, count, present, amd=amd),
+        devices=_devices(plan, wanted, count, present),
         groups=_groups(wanted, present) if amd and not wanted.cdi else (),
+        node_labels=_node_labels(plan.target.arch) if wanted.form == "k8s" else (),
         # vLLM asks for SYS_PTRACE and no system call filter on ROCm: the workers of a node map each other's memory;
-        # without DAC_OVERRIDE the container's root cannot write into a folder of somebody else
-        cap_add=(*(["SYS_PTRACE"] if amd else []), *(["DAC_OVERRIDE"] if host_folder else [])),
+        # without DAC_OVERRIDE the container's root cannot write where somebody else owns it
+        cap_add=(*(["SYS_PTRACE"] if amd else []), *(["DAC_OVERRIDE"] if wanted.cache else [])),
         seccomp="unconfined" if amd else "default",
         shm_gib=_SHM_GIB,
+        memlock=-1,  # GPUs and network cards read what is pinned in memory
         cache=wanted.cache or ("" if wanted.form == "k8s" else _VOLUME),
-        host_folder=host_folder,
+        host_folder=bool(wanted.cache) and wanted.form != "k8s",
         address=address,
         port=port,
         server_port=int(_flag(plan, "--port") or _SERVER_PORT),
-        notes=tuple(_notes(plan, wanted, image, present=present, built=bool(built))),
+        notes=tuple(_notes(plan, wanted, image, doubted=doubt, gpus=(present, gpus))),
     )
 
 
@@ -83,7 +100,7 @@ def _problems(wanted: Wanted, *, amd: bool) -> Iterator[str]:
     try:
         _address(wanted.port)
     except ValueError:
-        yield f"--port {wanted.port}: neither PORT nor ADDRESS:PORT, such as 8000 or 0.0.0.0:8000"
+        yield f"--port {wanted.port}: neither PORT nor ADDRESS:PORT, such as 8000, 0.0.0.0:8000 or [::1]:8000"
     if wanted.gid and not all(part.isascii() and part.isdecimal() for part in wanted.gid.split(",")):
         yield f"--gid {wanted.gid}: not a group's number, or several with commas between"
     if wanted.gid and (wanted.cdi or not amd):
@@ -104,9 +121,12 @@ def _cluster_problems(wanted: Wanted) -> Iterator[str]:
 
 
 def _address(text: str) -> tuple[str, int]:
-    """Return address and port of `[ADDRESS:]PORT`; raises ValueError."""
+    """Return address and port of `[ADDRESS:]PORT`, an address of IPv6 in brackets; raises ValueError."""
     address, _, port = text.rpartition(":")
-    host = ipaddress.ip_address(address.removeprefix("[").removesuffix("]") or "127.0.0.1")
+    bare = address[1:-1] if address.startswith("[") and address.endswith("]") else address
+    host = ipaddress.ip_address(bare or "127.0.0.1")
+    if (host.version == 6) != (bare != address):  # noqa: PLR2004 - IPv6
+        raise ValueError(text)
     if not (port.isascii() and port.isdecimal() and 0 < int(port) <= _LAST_PORT):
         raise ValueError(text)
     return f"[{host}]" if host.version == 6 else str(host), int(port)  # noqa: PLR2004 - IPv6
@@ -125,15 +145,34 @@ def _flag(plan: Plan, name: str) -> str | None:
     return next((flag.value for flag in plan.serve.flags if flag.name == name), None)
 
 
-def _devices(wanted: Wanted, count: int, present: Sequence[Gpu], *, amd: bool) -> tuple[str, ...]:
+def _image(plan: Plan, wanted: Wanted, built: Receipt | None) -> str:
+    """Return the image of the last build, for a cluster as it was pushed; else the name that a build would give."""
+    if built is None:
+        return f"{local.PREFIX}{plan.target.slug}:latest"
+    return built.pushed if wanted.form == "k8s" and _reachable(built.pushed) else built.image
+
+
+def _reachable(image: str) -> bool:
+    """Say whether other machines can pull it: it was pushed, and not to a registry of this machine alone."""
+    return bool(image) and not tokens.is_loopback(urlsplit(f"//{image}").hostname or "")
+
+
+def _digest(image: str) -> str:
+    """Return the digest or the id that a name itself tells; none for a tag."""
+    return f"sha256:{found[1]}" if (found := _DIGEST.search(image)) else ""
+
+
+def _devices(plan: Plan, wanted: Wanted, count: int, present: Sequence[Gpu]) -> tuple[str, ...]:
     """Return device files or CDI names; none where the engine's toolkit or a device plugin gives them."""
+    amd = plan.image.kind == "rocm"
     if wanted.form == "k8s":
         return ()
     if wanted.cdi:
         return tuple(f"{'amd' if amd else 'nvidia'}.com/gpu={index}" for index in range(count))
     if not amd:
         return ()
-    assumed = (f"/dev/dri/renderD{_FIRST_RENDER_NODE + index}" for index in range(count))
+    step = _RENDER_NODES.get(plan.target.arch, 1)
+    assumed = (f"/dev/dri/renderD{_FIRST_RENDER_NODE + step * index}" for index in range(count))
     return (_KFD, *([gpu.node for gpu in present] or assumed))
 
 
@@ -144,27 +183,38 @@ def _groups(wanted: Wanted, present: Sequence[Gpu]) -> tuple[int, ...]:
     return tuple(sorted({gid for gpu in here for gid in gpu.gids} - {0}))
 
 
-def _notes(plan: Plan, wanted: Wanted, image: str, *, present: Sequence[Gpu], built: bool) -> Iterator[str]:
-    target = plan.target
-    if local.is_local(image):
-        if not (built or wanted.image):
-            words = f"--variant {target.variant} --arch {target.arch} --release {target.release}"
-            yield f"{image} was not built here: ./inv build {words}"
-        if wanted.form == "k8s":
-            yield f"{image} is in no registry, so nodes must have it already: publish it, then --image HOST/NAME@DIGEST"
-    elif "@" not in image:
-        yield f"{image} is a tag, which can move: name the image by its digest"
+def _node_labels(arch: str) -> tuple[tuple[str, str], ...]:
+    """Return what a node must have by the labels that the vendors' own programs give it.
+
+    Compute units say architecture and whole GPU at once: a part of a split GPU has fewer.
+    """
+    labels = {"kubernetes.io/arch": "amd64"}
+    if arch.startswith("sm"):
+        labels |= {"nvidia.com/gpu.compute.major": arch[2:-1], "nvidia.com/gpu.compute.minor": arch[-1]}
+    else:
+        labels |= {"amd.com/gpu.cu-count": _COMPUTE_UNITS[arch]}
+    return tuple(labels.items())
+
+
+def _compiled(plan: Plan, digest: str) -> Iterator[tuple[str, str]]:
+    """Yield where what is compiled at the first start is kept: a folder for this very image, or none at all.
+
+    AITER has no such folder: with one it would not see what was compiled for it in the image.
+    """
+    own = {item.name for item in plan.serve.env}
+    folder = f"{CACHE}/kiln/{digest.removeprefix('sha256:')[:16]}"
+    for name, part, kinds in _COMPILERS:
+        if digest and plan.image.kind in kinds and name not in own:
+            yield name, f"{folder}/{part}"
+
+
+def _notes(
+    plan: Plan, wanted: Wanted, image: str, *, doubted: errors.Finding | None, gpus: tuple[Sequence[Gpu], Sequence[Gpu]]
+) -> Iterator[str]:
+    present, found = gpus
+    yield from notes.of_image(wanted, image, doubted=doubted)
     if wanted.form == "k8s":
-        yield from _cluster_notes(plan, wanted)
-    elif plan.image.kind == "rocm" and not (wanted.cdi or present):
-        yield f"too few {target.arch} GPUs here, so the render nodes are assumed; where the GPUs are: ls -l /dev/dri"
-        if not wanted.gid:
-            yield "no group is added; where the GPUs are: stat -c %g /dev/kfd /dev/dri/renderD*, then --gid with that"
-
-
-def _cluster_notes(plan: Plan, wanted: Wanted) -> Iterator[str]:
-    yield "a token, where the model needs one: kubectl create secret generic kiln-hf-token --from-file=token=FILE"
-    if not wanted.cache:
-        yield "every new pod fetches the model again: --cache NAME of a PersistentVolumeClaim keeps it"
-    if plan.image.kind == "rocm":
-        yield "the namespace must allow it: pod-security.kubernetes.io/enforce=privileged, for SYS_PTRACE and seccomp"
+        yield from notes.of_cluster(plan, wanted, _node_labels(plan.target.arch))
+    else:
+        yield from notes.of_devices(plan, wanted, present=present, gpus=found)
+        yield from notes.of_port(wanted, _address(wanted.port)[0])

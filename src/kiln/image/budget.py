@@ -59,5 +59,6 @@ def _findings(image: str, found: Added, budget: records.Budget) -> Iterator[Find
         hint = f"see what takes the room: ./inv image.diff BASE {image}; or raise {_WHERE}"
         yield Finding(where=image, problem=problem, hint=hint)
     if found.layers > budget.layers:
-        problem = f"adds {found.layers} layers to its base, and its budget is {budget.layers}"
+        added = f"{found.layers} layer{'' if found.layers == 1 else 's'}"
+        problem = f"adds {added} to its base, and its budget is {budget.layers}"
         yield Finding(where=image, problem=problem, hint=f"join steps of its Dockerfile; or raise {_WHERE}")

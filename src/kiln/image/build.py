@@ -11,23 +11,23 @@ from docker.errors import ImageNotFound
 
 from kiln import engine as engines
 from kiln import errors
-from kiln.image import accept, accept_remote, bake, base_image, buildkit, inspect, prepare, receipt
+from kiln.image import accept, accept_remote, bake, base_image, buildkit, inspect, prepare, receipt, there
+from kiln.image.destination import repository_of
 from kiln.registry import client as registries
 from kiln.registry import image as images
-from kiln.registry import reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from docker import DockerClient
 
     from kiln.catalog import Catalog
     from kiln.image.bake import Build, Made
+    from kiln.image.base_image import Found
     from kiln.image.prepare import Ready
     from kiln.image.receipt import Receipt
     from kiln.plan import Plan
-    from kiln.registry.records import Descriptor
     from kiln.registry.reference import Reference
     from kiln.report import Reporter
 
@@ -64,11 +64,11 @@ def run(catalog: Catalog, plan: Plan, *, twin: bool, reporter: Reporter, how: Ho
     anything is built when the series does not apply, Missing when there is no engine or base.
     """
     how = how or How()
-    to = checked_repository(how.repository) if how.repository else None
+    to = repository_of(how.repository) if how.repository else None
     with prepared(catalog, plan, twin=twin, reporter=reporter, builder=how.builder) as ready:
-        made = None if how.rebuild else _unchanged(ready)
+        begun = base_image.require(ready)
+        made = None if how.rebuild else _unchanged(ready, begun)
         if made is None:
-            begun = base_image.require(ready)
             if to and not buildkit.is_own_driver(ready.job.engine, how.builder):
                 made = _built_elsewhere(ready, begun, to, how.builder)
             else:
@@ -83,7 +83,7 @@ def push(catalog: Catalog, plan: Plan, *, twin: bool, repository: str, reporter:
 
     Raises BadInput where the inputs are not the receipt's any more, PublishRefused where the digest is another one.
     """
-    to = checked_repository(repository)
+    to = repository_of(repository)
     again = f"./inv build --variant {plan.target.variant} --arch {plan.target.arch}{' --twin' if twin else ''}"
     found = receipt.read(catalog.output(plan.target.slug), "twin" if twin else plan.image.kind)
     if found is None:
@@ -108,14 +108,6 @@ def push(catalog: Catalog, plan: Plan, *, twin: bool, repository: str, reporter:
     return Pushed(
         reference=str(to.at(made.digest)), digest=made.digest, base=found.base, provenance=made.provenance or None
     )
-
-
-def checked_repository(text: str) -> Reference:
-    """Return what --to names; raises BadInput for a tag or digest in it, as those are not a person's to choose."""
-    to = reference.parse(text)
-    if to.tag or to.digest:
-        raise errors.BadInput(f"--to {text}: a repository, without a tag or digest", hint=f"--to {to.name}")
-    return to
 
 
 @contextlib.contextmanager
@@ -145,7 +137,7 @@ def _build(ready: Ready, build: Build, step: str, builder: str) -> Made:
     return buildkit.run(build, engine=ready.job.engine, reporter=ready.job.reporter, step=step, builder=builder)
 
 
-def _built_elsewhere(ready: Ready, begun: Sequence[Descriptor], to: Reference, builder: str) -> Receipt:
+def _built_elsewhere(ready: Ready, begun: Found, to: Reference, builder: str) -> Receipt:
     """Build on a builder with a store of its own; what it pushed is read out of the registry.
 
     Raises NotApplied where that is not what was rehearsed; it has no tag, so nothing stands for it.
@@ -153,9 +145,10 @@ def _built_elsewhere(ready: Ready, begun: Sequence[Descriptor], to: Reference, b
     built = _build(ready, replace(ready.build, output=bake.pushed_by_digest(to.name)), _STEP, builder)
     with registries.connect(to.host, ca=ready.job.catalog.config.ca) as registry:
         pushed = images.open_image(registry, to.repository, built.digest)
-        ledger = accept_remote.ledger_of(ready, pushed, begun)
+        ledger = accept_remote.ledger_of(ready, pushed, begun.layers)
+    accept.check_settings(ready.job, begun, base_image.settings(pushed))
     sizes = tuple(layer.size for layer in pushed.manifest.layers)
-    accept.check_budget(ready.job, sum(sizes), len(sizes), begun)
+    accept.check_budget(ready.job, sum(sizes), len(sizes), begun.layers)
     return replace(
         _receipt(ready, built.digest, ledger),
         image=str(to.at(built.digest)),
@@ -165,42 +158,48 @@ def _built_elsewhere(ready: Ready, begun: Sequence[Descriptor], to: Reference, b
     )
 
 
-def _unchanged(ready: Ready) -> Receipt | None:
-    """Return the receipt of an image with these inputs, if it is still where the receipt says."""
-    found = receipt.read(ready.job.catalog.output(ready.job.plan.target.slug), ready.job.kind)
-    if found is None or found.thin or found.inputs_sha256 != ready.inputs_sha256 or not _is_there(ready, found):
+def _unchanged(ready: Ready, begun: Found) -> Receipt | None:
+    """Return the receipt of an image with these inputs, if it is still where the receipt says.
+
+    Raises Findings where it adds more to its base than its budget, which may have changed since.
+    """
+    job = ready.job
+    found = receipt.read(job.catalog.output(job.plan.target.slug), job.kind)
+    if found is None or found.thin or found.inputs_sha256 != ready.inputs_sha256:
         return None
-    ready.job.reporter.note(f"✓ unchanged: {found.image} has these inputs, and is not built again")
-    return replace(found, unchanged=True, seconds=dict(ready.job.reporter.timings))
+    held, why = there.find(found, job.engine, job.catalog.config.ca)
+    if held is None or (why := there.differs(held, ready.build.labels)):
+        job.reporter.note(f"{found.image or 'the receipt'}: {why}; it is built again")
+        return None
+    accept.check_budget(job, held.size, held.layers, begun.layers)
+    job.reporter.note(f"✓ unchanged: {found.image} has these inputs, and is not built again")
+    return replace(
+        found,
+        compressed_bytes=held.size,
+        layers=held.layers,
+        base=ready.base.digest,
+        series=tuple(use.id for use in job.plan.series),
+        ledger_sha256=hashlib.sha256(job.rehearsal.ledger).hexdigest(),
+        unchanged=True,
+        seconds=dict(job.reporter.timings),
+    )
 
 
-def _is_there(ready: Ready, found: Receipt) -> bool:
-    """Say whether an image is in its registry, or in the engine under its tag."""
-    at = reference.parse(found.image)
-    if at.digest:
-        with registries.connect(at.host, ca=ready.job.catalog.config.ca) as registry:
-            return registry.head(at.repository, at.digest) is not None
-    with contextlib.closing(ready.job.engine.client()) as client:
-        try:
-            return bool(client.images.get(found.image).id == client.images.get(found.digest).id)
-        except ImageNotFound:
-            return False
-
-
-def _accepted(ready: Ready, begun: Sequence[Descriptor], digest: str) -> Receipt:
+def _accepted(ready: Ready, begun: Found, digest: str) -> Receipt:
     """Verify files, ledger, versions and size of an image in the engine, then tag it; a refused one is removed."""
     job = ready.job
     made_tag = f"kiln/{job.name}"
     with contextlib.closing(job.engine.client()) as client:
-        size, layers = inspect.compressed_bytes(client, digest), len(inspect.layers(client, digest))
         try:
+            size, layers = inspect.compressed_bytes(client, digest), len(inspect.layers(client, digest))
             with job.reporter.step("verify the patched files in the image"):
                 ledger = accept.in_engine(job, client, digest)
-            accept.check_budget(job, size, layers, begun)
-        except (errors.NotApplied, errors.Findings):
+            accept.check_settings(job, begun, client.images.get(digest).attrs.get("Config") or {})
+            accept.check_budget(job, size, layers, begun.layers)
+            _tag(client, digest, made_tag)
+        except BaseException:
             inspect.discard(client, digest)
             raise
-        _tag(client, digest, made_tag)
     return replace(_receipt(ready, digest, ledger), image=f"{made_tag}:latest", compressed_bytes=size, layers=layers)
 
 

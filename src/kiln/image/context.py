@@ -6,6 +6,7 @@ goes into a layer as it is travels in a tar, with the epoch as its time.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -88,18 +89,29 @@ def torch_wheel(state: Path, twin: records.Twin) -> Path:
 
 
 def whole_wheel(folder: Path, pin: records.WheelPin) -> Path:
-    """Return a wheel as a file, from pip's find-links folders or fetched once; alone in its folder."""
+    """Return a wheel as a file, from pip's find-links folders or fetched once; alone in its folder.
+
+    Its bytes are those of its pin: others that lie in its place are replaced.
+    """
     target = folder / pin.sha256 / pin.file
     # another build at the same time reads the whole folder
     with files.locked(target.parent):
-        if not target.is_file():
+        if not _is_pinned(target, pin):
+            target.unlink(missing_ok=True)
             local = (each / pin.file for each in pip_config.read().find_links)
-            source = next((path for path in local if path.is_file()), None)
+            source = next((path for path in local if _is_pinned(path, pin)), None)
             if source:
                 link(str(source), target)
             else:
                 wheel.download(pin, target)
     return target
+
+
+def _is_pinned(path: Path, pin: records.WheelPin) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == pin.sha256
 
 
 def stage_secrets(folder: Path, ca: Path | None) -> dict[str, Path]:

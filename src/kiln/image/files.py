@@ -46,7 +46,7 @@ def opened(client: DockerClient, image: str) -> Iterator[ImageFiles]:
     """Yield the vLLM of an image; raises Missing where there is none, BadInput where Kiln has patched it."""
     try:
         with short_lived.created(client, image, command=["true"]) as container:
-            for root in _places(container):
+            for root in places(container):
                 data = inspect.find_file(container, f"{root}/vllm/_version.py")
                 if match := _VERSION.search(data or b""):
                     version = match[1].decode("ascii", "replace")
@@ -61,7 +61,14 @@ def opened(client: DockerClient, image: str) -> Iterator[ImageFiles]:
     raise errors.Missing(f"{image}: no vllm/_version.py beside the Pythons of its PATH and VIRTUAL_ENV")
 
 
-def _places(container: Container) -> Iterator[str]:
+def roots(container: Container, package: str) -> Iterator[str]:
+    """Yield every folder in which a Python of the image would find a package."""
+    for root in places(container):
+        if inspect.find_file(container, f"{root}/{package}/__init__.py") is not None:
+            yield root
+
+
+def places(container: Container) -> Iterator[str]:
     """Yield the folders in which the Pythons of the image's VIRTUAL_ENV and PATH find packages, in that order."""
     settings = dict(entry.partition("=")[::2] for entry in container.attrs["Config"]["Env"] or ())
     path = f"{settings.get('PATH', '')}:{_PATH}".split(":")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _BY_DIGEST = re.compile(r"^[^@\s]+@(sha256:[0-9a-f]{64})$")
 _BY_COMMIT = re.compile(r"^[a-z]+://[^#\s]+#([0-9a-f]{40})$")
-_COMMIT = re.compile(r"^[^#\s]+#([0-9a-f]{40})$")
 _CHUNK = 1 << 20
 # a commit to something else makes no other image; whether the catalog was edited since does count
 _NOT_READ = frozenset({"ai.kiln.catalog.commit"})
@@ -36,14 +35,15 @@ def sha256(build: Build) -> str:
         "contexts": {name: _context(value) for name, value in build.contexts.items()},
         "dockerfile": _file(build.dockerfile),
         "epoch": bake.SOURCE_DATE_EPOCH,
-        "labels": _labels(build.labels),
+        "labels": labels(build.labels),
         "platform": bake.PLATFORM,
     }
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _labels(labels: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in labels.items() if name not in _NOT_READ}
+def labels(held: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels that say what a build is made of."""
+    return {name: value for name, value in held.items() if name not in _NOT_READ}
 
 
 def _by_digest(value: str) -> str:

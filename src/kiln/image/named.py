@@ -35,8 +35,7 @@ def opened(name: str, catalog: Catalog, reporter: Reporter) -> Iterator[RemoteIm
     if not (asked.tag or asked.digest):
         raise errors.BadInput(f"{name}: neither a tag nor a digest", hint=f"{name}:TAG, or {name}@sha256:...")
     at = reference.parse(catalog.mirrored(str(asked)))
-    ca = Path(catalog.config.ca) if catalog.config.ca else None
-    with client.connect(at.host, ca=ca) as registry:
+    with client.connect(at.host, ca=catalog.config.ca) as registry:
         yield images.open_image(registry, at.repository, at.digest or at.tag)
 
 

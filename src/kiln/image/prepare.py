@@ -100,7 +100,11 @@ def staged(job: Job, *, secrets: Path | None = None) -> Iterator[Ready]:
 
     Secrets are gone afterwards, unless a folder is given that keeps them.
     """
-    with files.locked(job.context), tempfile.TemporaryDirectory(prefix="kiln-secrets-") as scratch:
+
+    def waiting() -> None:
+        job.reporter.note(f"{job.name} is being built by another run: waiting for its end")
+
+    with files.locked(job.context, waiting=waiting), tempfile.TemporaryDirectory(prefix="kiln-secrets-") as scratch:
         held = secrets or Path(scratch)
         begun, build = _twin_build(job, held) if job.twin else _real_build(job)
         yield Ready(job=job, base=begun, build=build, inputs_sha256=inputs.sha256(build))

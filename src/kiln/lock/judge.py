@@ -76,7 +76,7 @@ def entry(
         locked=now,
         base=old.base if old and is_same_base else None,
     )
-    is_unchanged = old is not None and made.model_copy(update={"locked": old.locked}) == old
+    is_unchanged = old is not None and made.model_copy(update={"locked": old.locked, "sha256": old.sha256}) == old
     return old if old and is_unchanged else made
 
 
@@ -126,7 +126,10 @@ def _moved(want: Expected, answer: Answer) -> str:
             parts.append(f"{name} {was.digest} ({voucher}) -> {now or 'none'}")
     if want.manifest and want.manifest.digest == answer.manifest:
         parts.append(f"linux/amd64 is {answer.manifest} as before")
-    word = "the tag moved" if want.is_confirmed else "the tag holds something else than is locked"
+    if want.index and want.index.digest == answer.index and want.is_confirmed:
+        word = "the lock names another image than its own index does"
+    else:
+        word = "the tag moved" if want.is_confirmed else "the tag holds something else than is locked"
     return f"{word}: {'; '.join(parts)}; it stays locked to the old one"
 
 

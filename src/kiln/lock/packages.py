@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kiln import files
 from kiln.catalog import lock_records, locked
 from kiln.image import base as roots_of
+from kiln.lock import store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,10 +23,7 @@ def write(catalog: Catalog, reporter: Reporter) -> bool:
     roots = roots_of.ensure_both(catalog.state / "bases", reporter, data=catalog.root / "images/twin/base")
     names: tuple[Name, Name] = ("base", "builder")
     debian = {name: _locked(root.packages) for name, root in zip(names, roots, strict=True)}
-    if debian == catalog.lock.debian:
-        return False
-    files.write(catalog.root / locked.LOCK, locked.text(catalog.lock.model_copy(update={"debian": debian})))
-    return True
+    return store.update(catalog.root, lambda lock: lock.model_copy(update={"debian": debian}))
 
 
 def differences(lock: lock_records.Lock, *, base: Iterable[Package], builder: Iterable[Package]) -> Iterator[str]:

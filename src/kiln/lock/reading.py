@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 from pydantic import ValidationError
 
 from kiln import errors
-from kiln.catalog import lock_records
+from kiln.catalog import installed, lock_records
 from kiln.registry import layers
 
 if TYPE_CHECKING:
@@ -24,13 +24,10 @@ if TYPE_CHECKING:
 _IN_HOME = (".triton/cache", ".triton/dump", ".triton/override", ".cache/vllm", ".cache/flashinfer")
 _SETTINGS = frozenset({"TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT", "FLASHINFER_WORKSPACE_BASE"})
 _IN_TMP = r"tmp/torchinductor_[^/]+"
-DISTRIBUTIONS = frozenset(
-    {
-        *("aiter", "amd-aiter", "amd-mori", "amd-quark", "flash-attn", "flashinfer-cubin", "flashinfer-python"),
-        *("mori", "nvidia-cutlass-dsl", "nvidia-nccl-cu13", "pybind11", "torch", "torchaudio", "torchvision"),
-        *("transformers", "triton", "vllm"),
-    }
-)
+# what pins are compared with, and what else tells one image from another
+DISTRIBUTIONS = installed.DISTRIBUTIONS | {
+    *("aiter", "amd-mori", "flash-attn", "flashinfer-cubin", "mori", "pybind11", "transformers", "vllm"),
+}
 _PLACED = re.compile(r"(?P<root>(?:[^/]+/)*?(?:dist|site)-packages)(?:/(?P<rest>.+))?")
 # what the folders above packages are called: their modes are kept, and which of them it is turns out at the end
 _ABOVE = re.compile(
@@ -97,6 +94,7 @@ def _base(image: RemoteImage, found: Mapping[str, Found], wanted: _Wanted, where
         caches=tuple(caches),
         modes={path: f"{found[path].mode:04o}" for path in sorted({*entries, *above} - {*caches}) if path in found},
         versions=dict(sorted(_versions(here))),
+        reader=lock_records.READER,
     )
 
 

@@ -8,22 +8,25 @@ from typing import TYPE_CHECKING, Literal
 from kiln import errors
 from kiln.errors import Finding
 from kiln.publish import sign, statements
+from kiln.registry.records import Damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kiln.publish.sign import Verifier
     from kiln.publish.statements import Statement
     from kiln.registry.client import Registry
+    from kiln.registry.image import RemoteImage
     from kiln.registry.records import Descriptor
 
 STATEMENT = "application/vnd.in-toto+json"
 BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 Signature = Literal["verified", "not checked", "unsigned"]
 
+_KINDS = {statements.SIGNATURE, *(kind for kinds in statements.ATTESTATIONS.values() for kind in kinds)}
 _MAX_BYTES = 200_000_000
 # a publication attaches five; whoever can write to a repository can attach more, and cosign is asked about each
-_MOST = 500
+_MANY = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,8 @@ class Attached:
         return tuple(each for each in self.statements if each.type in kinds)
 
 
-def attach(registry: Registry, repository: str, subject: Descriptor, attachment: Attachment) -> None:
-    """Attach a statement, in its bundle where it was signed, as cosign does: its own commands find it there."""
+def attach(registry: Registry, repository: str, subject: Descriptor, attachment: Attachment) -> str:
+    """Attach a statement, in its bundle where it was signed, as cosign does; return what it is attached as."""
     if attachment.bundle:
         notes = {
             "dev.sigstore.bundle.content": "dsse-envelope",
@@ -57,22 +60,25 @@ def attach(registry: Registry, repository: str, subject: Descriptor, attachment:
     else:
         notes = {"in-toto.io/predicate-type": attachment.statement.type}
         kind, data = STATEMENT, attachment.statement.data
-    registry.attach(repository, subject, artifact_type=kind, data=data, annotations=notes)
+    return registry.attach(repository, subject, artifact_type=kind, data=data, annotations=notes).digest
 
 
-def read(registry: Registry, repository: str, digest: str, verifier: Verifier | None) -> Attached:
+def read(image: RemoteImage, verifier: Verifier | None, *, say: Callable[[str], None]) -> Attached:
     """Return what counts of what is attached to an image, and what is missing.
 
     With a verifier only what it accepts counts; whoever can write to a repository can attach anything to its images.
     """
+    digest = image.digest
     found: list[Attachment] = []
     problems: list[Finding] = []
-    for each in _all(registry, repository, digest):
+    for each in _all(image, say):
         (found if isinstance(each, Attachment) else problems).append(each)  # type: ignore[arg-type]
     good: list[Statement] = []
     refused: list[tuple[str, str]] = []
     for attachment in found:
         kind = attachment.statement.type
+        if kind not in _KINDS:
+            continue
         if why := _refused(attachment, digest, verifier):
             refused.append((kind, why))
         else:
@@ -86,16 +92,25 @@ def read(registry: Registry, repository: str, digest: str, verifier: Verifier | 
     return Attached(signature=state, statements=tuple(good), findings=tuple(problems))
 
 
-def _all(registry: Registry, repository: str, digest: str) -> Iterator[Attachment | Finding]:
+def _all(image: RemoteImage, say: Callable[[str], None]) -> Iterator[Attachment | Finding]:
     """Yield every attached statement, and a finding for each that cannot be read."""
-    listed = registry.referrers(repository, digest)
-    if len(listed) > _MOST:
-        yield Finding(where="attachments", problem=f"{len(listed)} of them; only {_MOST} are looked at")
-    for descriptor in listed[:_MOST]:
+    registry, repository = image.registry, image.repository
+    try:
+        listed = registry.referrers(repository, image.digest)
+    except Damaged as error:
+        yield Finding(where="attachments", problem=error.message)
+        return
+    if len(listed) > _MANY:
+        say(f"! {len(listed)} attachments, and each is looked at: this takes long")
+    for descriptor in listed:
         try:
-            if found := _read(registry, repository, digest, descriptor):
+            if found := _read(registry, repository, image.digest, descriptor):
                 yield found
-        except (errors.BadInput, errors.Findings, errors.Missing) as error:
+        except (errors.BadInput, errors.Findings) as error:
+            yield Finding(where=f"attachment {descriptor.digest}", problem=error.message)
+        except errors.Missing as error:
+            if registry.head(repository, descriptor.digest) is not None:
+                raise  # a registry that does not answer says nothing about the image
             yield Finding(where=f"attachment {descriptor.digest}", problem=error.message)
 
 

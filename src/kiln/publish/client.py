@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 3600
 # the way to the network is the machine's, whoever asks
 _KEPT = (
-    *("PATH", "LANG", "LC_ALL", "TMPDIR"),
+    *("PATH", "LANG", "LC_ALL"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
     *("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
 )
@@ -29,14 +29,14 @@ def shown(arguments: Sequence[str]) -> str:
     return shlex.join((os.environ.get("KILN_PROGRAM", "kiln"), *arguments))
 
 
-def run(arguments: Sequence[str], *, host: str, cwd: Path) -> None:
-    """Run Kiln with these arguments from `cwd`; raises PublishRefused, with what it said, unless it ends with 0.
+def run(arguments: Sequence[str], *, host: str, scratch: Path) -> None:
+    """Run Kiln from the working folder; raises PublishRefused, with what it said, unless it ends with 0.
 
     Docker's configuration is this person's where the registry is one that they have logged in to, else there is none.
     """
-    with tempfile.TemporaryDirectory(prefix="kiln-client-") as folder:
-        for name in ("home", "docker", "kiln"):
-            (Path(folder) / name).mkdir()
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".publish.client-") as folder:
+        for name in ("home", "docker", "kiln", "tmp"):
+            Path(folder, name).mkdir()
         docker = (
             os.environ.get("DOCKER_CONFIG", Path.home() / ".docker")
             if credentials.find(host)
@@ -46,10 +46,11 @@ def run(arguments: Sequence[str], *, host: str, cwd: Path) -> None:
             "HOME": f"{folder}/home",
             "DOCKER_CONFIG": str(docker),
             "KILN_HOME": f"{folder}/kiln",
+            "TMPDIR": str(Path(folder, "tmp")),
             "PYTHONPATH": str(Path(kiln.__file__).parents[1]),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        result = process.run(process.python("-P", "-m", "kiln", *arguments), env=env, cwd=cwd, timeout_s=TIMEOUT_S)
+        result = process.run(process.python("-P", "-m", "kiln", *arguments), env=env, timeout_s=TIMEOUT_S)
     if result.code:
         said = f"{result.stdout.strip()}\n{result.stderr.strip()}".strip()
         raise errors.PublishRefused(

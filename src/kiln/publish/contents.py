@@ -1,4 +1,4 @@
-"""Compares an image in a registry with its patch predicate: tag, labels, base layers, ledger, every patched file."""
+"""Compares an image in a registry with its predicates: tag, labels, base layers, ledger, patched files, smoke."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from kiln.patching.series import FileChange
-    from kiln.publish.statements import Patches, PatchFile
+    from kiln.publish.statements import Patches, PatchFile, Smoke
     from kiln.registry.image import RemoteImage
     from kiln.registry.layers import Found
 
@@ -73,6 +73,19 @@ def layers(image: RemoteImage, *, progress: Callable[[str], None]) -> Iterator[F
             remote.scan(image, lambda _: False, layers=(number,), progress=progress)
         except errors.Findings as error:
             yield Finding(where="layers", problem=error.message)
+
+
+def smoked(image: RemoteImage, smoke: Smoke) -> Iterator[Finding]:
+    """Yield what is wrong with the smoke evidence: it is of another image, or a check of it has failed."""
+    found = {smoke.evidence.image_digest, smoke.evidence.smoke.image}
+    found |= {smoke.waiver.digest} if smoke.waiver else set()
+    if found != {image.digest}:
+        problem = f"is about {' and '.join(sorted(found))}, not about {image.digest}"
+        yield Finding(where="smoke evidence", problem=problem)
+    for check in smoke.evidence.smoke.checks:
+        if check.status == "failed":
+            why = "; ".join(each.problem for each in check.findings) or "no reason"
+            yield Finding(where="smoke evidence", problem=f"{check.tier}/{check.name} failed: {why}")
 
 
 def _ledger(data: bytes, patches: Patches) -> Iterator[Finding]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
 
-from kiln import __version__, files, report
+from kiln import __version__, catalog, files, report
 from kiln.catalog.records import Record, Text
+from kiln.publish import checkout
 from kiln.smoke.records import Status, Tier  # noqa: TC001 - pydantic reads them
 
 if TYPE_CHECKING:
@@ -51,13 +52,18 @@ class SeriesEntry(Record):
 
 
 class Evidence(Record):
-    """What `write` wrote; `passed` is repeated for people, and decides nothing."""
+    """What `write` wrote; `passed` is repeated for people, and decides nothing.
+
+    `commit` is the last one to all that makes and smokes images, `dirty` says that something was edited since.
+    """
 
     schema_version: Literal[1] = Field(alias="schema")
     kiln: Text
     target: Text
     kind: Text
     image_digest: Text
+    commit: Text
+    dirty: bool
     passed: bool
     not_run: tuple[str, ...]
     recipe_sha256: Text
@@ -73,12 +79,15 @@ class Evidence(Record):
 
 def write(folder: Path, plan: Plan, result: SmokeResult, *, kind: str) -> Path:
     """Write `<kind>-evidence.json` into the target's folder, whole or not at all, and return its path."""
+    commit, dirty = checkout.state(catalog.find_root(folder))
     data = {
         "schema": SCHEMA,
         "kiln": __version__,
         "target": plan.target.slug,
         "kind": kind,
         "image_digest": result.image,
+        "commit": commit,
+        "dirty": dirty,
         "passed": result.passed,
         "not_run": [f"{check.tier}/{check.name}: {check.reason}" for check in result.of("not_run")],
         "recipe_sha256": recipe_sha256(plan),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kiln.errors import Finding
+from kiln.smoke import checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -128,6 +129,9 @@ def _evidence(case: Case) -> Iterator[Finding]:
         yield Finding(where=where, problem="the series was changed since: patches or editions differ", hint=again)
     if evidence.recipe_sha256 != wanted.recipe_sha256:
         yield Finding(where=where, problem="the recipe was changed since: it was served in another way", hint=again)
+    if evidence.dirty:
+        problem = "was made with changes that no commit holds"
+        yield Finding(where=where, problem=problem, hint=f"git status; git commit; {again}")
     yield from _tiers(case, evidence, again)
 
 
@@ -142,3 +146,15 @@ def _tiers(case: Case, evidence: Evidence, again: str) -> Iterator[Finding]:
             reasons = "; ".join(check.reason for check in evidence.smoke.checks if check.tier == tier)
             problem = f"NOT_RUN{f': {reasons}' if reasons else ''}, and it is required of a {case.wanted.kind} image"
             yield Finding(where=f"tier {tier}", problem=problem, hint=f"{again}; or --waiver FILE")
+        elif evidence.status(tier) == "passed":
+            passed = {check.name for check in evidence.smoke.checks if (check.tier, check.status) == (tier, "passed")}
+            for name in _required(tier, case.wanted):
+                if name not in passed:
+                    yield Finding(where=f"{tier}/{name}", problem="was not run, and it is required", hint=again)
+
+
+def _required(tier: Tier, wanted: Wanted) -> tuple[str, ...]:
+    """Return the checks without which a tier has not passed; those of tier device are not settled so far."""
+    if tier == "structural":
+        return ("verify", *(f"probe {patch}" for patch, _ in wanted.series))
+    return ("start", *(check.name for check in checks.SERVE), "shutdown") if tier == "serve" else ()

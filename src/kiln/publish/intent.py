@@ -12,7 +12,7 @@ from kiln import errors
 from kiln.image import build, prepare, receipt
 from kiln.patching import ledger as ledgers
 from kiln.plan import DEFAULT_MODEL
-from kiln.publish import evidence, gate, sign, slsa, tags, waiver
+from kiln.publish import checkout, evidence, gate, sign, slsa, tags, waiver
 from kiln.registry import reference
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def collect(catalog: Catalog, plan: Plan, request: Request, *, twin: bool, repor
     Raises BadInput for a request that cannot be met, Missing where it asks for signatures and there is no cosign.
     """
     to = _destination(catalog, request.to)
-    signer = sign.signer(key=request.key, keyless=request.keyless)
+    signer = sign.signer(key=request.key, keyless=request.keyless, scratch=catalog.state)
     request = _identified(request)
     stands_for = waiver.read(request.waiver) if request.waiver else None
     with build.prepared(catalog, plan, twin=twin, reporter=reporter) as ready:
@@ -125,7 +125,9 @@ def _identified(request: Request) -> Request:
 def _wanted(ready: prepare.Ready) -> gate.Wanted:
     job = ready.job
     plan = job.plan
+    # the labels have the commit of what is in images; what builds, smokes and judges them is no less to be committed
     commit, dirty = prepare.catalog_state(job.catalog.root)
+    _, edited = checkout.state(job.catalog.root)
     return gate.Wanted(
         target=plan.target.slug,
         kind=job.kind,
@@ -136,7 +138,7 @@ def _wanted(ready: prepare.Ready) -> gate.Wanted:
         series=tuple((use.id, use.sha256) for use in plan.series),
         recipe_sha256=evidence.recipe_sha256(plan),
         commit=commit,
-        dirty=dirty,
+        dirty=dirty or edited,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from kiln import __version__, errors, files, report
 from kiln.errors import Finding
 from kiln.image import accept, build, provenance
 from kiln.patching import ledger as ledgers
-from kiln.publish import attached, bases, client, contents, gate, intent, sbom, statements, tags
+from kiln.publish import attached, bases, client, contents, gate, intent, sbom, sign, statements, tags
 from kiln.registry import image as images
 from kiln.registry import layers as remote
 from kiln.registry import reference
@@ -32,7 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What was published, or with `dry_run` would be; `before` is where each tag pointed, empty for nowhere."""
+    """What was published, or with `dry_run` would be; `before` is where each tag pointed, empty for nowhere.
+
+    `public_key` is the file that others need, beside the image, to check who signed; empty where a key is no part.
+    """
 
     target: str
     kind: str
@@ -46,6 +51,7 @@ class Published:
     slsa_level: int
     slsa_because: str
     verify: str
+    public_key: str
     dry_run: bool
 
 
@@ -110,6 +116,7 @@ def _result(meant: Intent, made: Receipt, places: tuple[tags.Place, ...]) -> Pub
         slsa_level=meant.slsa.level,
         slsa_because=meant.slsa.because,
         verify=client.shown(_verify(meant, made)),
+        public_key=os.path.relpath(_public_key(meant, made)) if request.key else "",
         dry_run=request.dry_run,
     )
 
@@ -119,7 +126,7 @@ def _verify(meant: Intent, made: Receipt) -> tuple[str, ...]:
     request, ca = meant.request, meant.catalog.config.ca
     by: tuple[str, ...] = ()
     if request.key:
-        by = ("--key", str(_public_key(meant, made).relative_to(meant.catalog.root)))
+        by = ("--key", os.path.relpath(_public_key(meant, made)))
     elif request.keyless:
         by = ("--identity", request.identity, "--issuer", request.issuer)
     image = f"{meant.to}:{meant.names.immutable}@{made.digest}"
@@ -129,35 +136,62 @@ def _verify(meant: Intent, made: Receipt) -> tuple[str, ...]:
 def _publish(meant: Intent, registry: Registry, made: Receipt, reporter: Reporter) -> None:
     repository = meant.to.repository
     said = _pushed(meant, made, reporter)
-    base = bases.layers(meant.catalog, meant.base, reporter)
-    with reporter.step("read the pushed image back") as detail:
-        image = images.open_image(registry, repository, made.digest)
-        patches = _predicate(meant, made, base, _root(image, len(base.layers), detail))
-        wrong = [*contents.described(image, patches), *contents.files(image, patches, progress=detail)]
-    if wrong:
-        raise _refused(f"{meant.to.at(made.digest)} is not what was built", wrong)
-    with reporter.step("list what is in the image"):
-        listed = sbom.make(
-            str(meant.to.at(made.digest)),
-            scratch=meant.catalog.state,
-            host=meant.to.host,
-            ca=meant.catalog.config.ca,
-        )
-    every = _statements(meant, made, patches, {"provenance": said, "sbom": listed})
-    with reporter.step(f"attach {len(statements.ATTESTATIONS)} attestations") as detail:
-        for attachment in _signed(meant, made, every):
-            detail(attachment.statement.type)
-            attached.attach(registry, repository, image.manifest.descriptor, attachment)
-    if meant.signer and meant.request.key:
-        files.write(_public_key(meant, made), meant.signer.public_key())
-    places = tags.look(registry, repository, meant.names.every)
-    if problems := list(_not_free(places[0], made.digest)):
-        raise _refused("another publication was faster", problems)
-    with (
-        reporter.step(f"tag {meant.names.immutable} and {len(meant.names.aliases)} aliases"),
-        tags.moved(registry, repository, places, image.manifest, say=reporter.note),
-    ):
-        client.run(_verify(meant, made), host=meant.to.host, cwd=meant.catalog.root)
+    with _told(meant, made, reporter) as left:
+        base = bases.layers(meant.catalog, meant.base, reporter)
+        with reporter.step("read the pushed image back") as detail:
+            image = images.open_image(registry, repository, made.digest)
+            patches = _predicate(meant, made, base, _root(image, len(base.layers), detail))
+            wrong = [*contents.described(image, patches), *contents.files(image, patches, progress=detail)]
+        if wrong:
+            raise _refused(f"{meant.to.at(made.digest)} is not what was built", wrong)
+        with reporter.step("list what is in the image"):
+            listed = sbom.make(
+                str(meant.to.at(made.digest)),
+                scratch=meant.catalog.state,
+                host=meant.to.host,
+                ca=meant.catalog.config.ca,
+            )
+        every = _statements(meant, made, patches, {"provenance": said, "sbom": listed})
+        if meant.signer and meant.request.key:
+            files.write(_public_key(meant, made), meant.signer.public_key())
+        with reporter.step(f"attach {len(statements.ATTESTATIONS)} attestations") as detail:
+            there = attached.read(image, _checker(meant, made), say=reporter.note).statements
+            for attachment in _signed(meant, every, there):
+                detail(attachment.statement.type)
+                left.append(attached.attach(registry, repository, image.manifest.descriptor, attachment))
+        places = tags.look(registry, repository, meant.names.every)
+        if problems := list(_not_free(places[0], made.digest)):
+            raise _refused("another publication was faster", problems)
+        with (
+            reporter.step(f"tag {meant.names.immutable} and {len(meant.names.aliases)} aliases"),
+            tags.moved(registry, repository, places, image.manifest, say=reporter.note),
+        ):
+            client.run(_verify(meant, made), host=meant.to.host, scratch=meant.catalog.state)
+    with contextlib.suppress(errors.KilnError):
+        # the push needed a name where there was none yet; where a registry deletes no tags, it stays
+        if registry.head(repository, _pushed_as(made)):
+            registry.delete(repository, _pushed_as(made))
+
+
+@contextlib.contextmanager
+def _told(meant: Intent, made: Receipt, reporter: Reporter) -> Iterator[list[str]]:
+    """Yield a list for what is attached; a publication that fails, or is interrupted, says what it leaves behind."""
+    attachments: list[str] = []
+    try:
+        yield attachments
+    except BaseException as error:
+        named = "" if made.thin else f", perhaps under the tag {_pushed_as(made)}"
+        lines = (f"it stays in {meant.to.name}: {made.digest}{named}", *(f"attached: {each}" for each in attachments))
+        told = "\n".join(lines)
+        if isinstance(error, errors.KilnError):
+            raise type(error)(f"{error.message}\n{told}", hint=error.hint) from error
+        reporter.note(told)
+        raise
+
+
+def _pushed_as(made: Receipt) -> str:
+    """Return the tag that an image is pushed under where a push by digest alone is not to be had."""
+    return f"digest-{made.digest.removeprefix('sha256:')}"
 
 
 def _pushed(meant: Intent, made: Receipt, reporter: Reporter) -> dict[str, Any]:
@@ -214,30 +248,41 @@ def _root(image: RemoteImage, base_layers: int, progress: remote.Progress) -> st
 
 
 def _statements(meant: Intent, made: Receipt, patches: Patches, said: dict[str, Any]) -> Iterator[Statement]:
-    evidence, waiver = meant.case.evidence, meant.case.waiver
-    assert evidence, "the gate lets nothing out without it"
-    smoke = {
-        "evidence": evidence.model_dump(mode="json", by_alias=True),
-        "waiver": waiver.model_dump(mode="json") if waiver else None,
-        "waived": gate.waived(meant.case),
-    }
+    assert meant.case.evidence, "the gate lets nothing out without it"
+    smoke = statements.Smoke(evidence=meant.case.evidence, waiver=meant.case.waiver, waived=gate.waived(meant.case))
     every = {
         statements.SBOM: said["sbom"],
         statements.provenance_type(said["provenance"]): said["provenance"],
         statements.PATCHES: patches.model_dump(mode="json"),
-        statements.SMOKE: smoke,
+        statements.SMOKE: smoke.model_dump(mode="json", by_alias=True),
     }
     for kind, predicate in every.items():
         yield statements.make(kind, predicate, name=meant.to.name, digest=made.digest)
+    if meant.signer:
+        yield statements.signature(name=meant.to.name, digest=made.digest)
 
 
-def _signed(meant: Intent, made: Receipt, every: Iterator[Statement]) -> Iterator[attached.Attachment]:
-    """Yield what is attached: the statements, in the clear where nobody signs, else signed, the signature last."""
+def _checker(meant: Intent, made: Receipt) -> sign.Verifier | None:
+    """Return who finds out whether an attached statement is one that whoever publishes now has signed."""
     if not meant.signer:
-        yield from (attached.Attachment(statement=statement, bundle=b"") for statement in every)
-        return
-    for statement in (*every, statements.signature(name=meant.to.name, digest=made.digest)):
-        yield attached.Attachment(statement=statement, bundle=meant.signer.sign(statement))
+        return None
+    request = meant.request
+    return sign.Verifier(
+        cosign=meant.signer.cosign,
+        key=str(_public_key(meant, made)) if request.key else "",
+        identity=request.identity if request.keyless else "",
+        issuer=request.issuer if request.keyless else "",
+        scratch=meant.catalog.state,
+    )
+
+
+def _signed(meant: Intent, every: Iterator[Statement], there: tuple[Statement, ...]) -> Iterator[attached.Attachment]:
+    """Yield what is not there yet: in the clear where nobody signs, else signed, the signature of the image last."""
+    known = [statements.lasting(statement) for statement in there]
+    for statement in every:
+        if statements.lasting(statement) in known:
+            continue
+        yield attached.Attachment(statement=statement, bundle=meant.signer.sign(statement) if meant.signer else b"")
 
 
 def _public_key(meant: Intent, made: Receipt) -> Path:

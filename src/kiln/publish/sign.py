@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 
 PASSWORD = "COSIGN_PASSWORD"  # noqa: S105 - the name of a variable
 _TIMEOUT_S = 300
+_PREFIX = ".publish."  # the next publication sweeps what a killed one has left
 _INSTALL = "install cosign 3 or newer: https://docs.sigstore.dev/cosign/system_config/installation"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signer:
-    """Signs with a key, a file or a KMS address; an empty `key` means keyless, by the identity of who runs it."""
+    """Signs with a key, a file or a KMS address; an empty `key` means keyless, by the identity of who runs it.
+
+    Its files lie under `scratch`, None for the system's folder.
+    """
 
     cosign: str
     key: str
+    scratch: Path | None = None
 
     def sign(self, statement: Statement) -> bytes:
         """Return the Sigstore bundle that holds the statement, signed.
@@ -34,7 +39,7 @@ class Signer:
         With a key nothing leaves this machine. Keyless signing is what cosign does by itself: a certificate from
         Fulcio, an entry in Rekor.
         """
-        with tempfile.TemporaryDirectory(prefix="kiln-sign-") as name:
+        with tempfile.TemporaryDirectory(dir=self.scratch, prefix=_PREFIX) as name:
             folder = Path(name)
             said, bundle = folder / "statement.json", folder / "bundle.json"
             said.write_bytes(statement.data)
@@ -50,12 +55,13 @@ class Signer:
 
 @dataclass(frozen=True, kw_only=True)
 class Verifier:
-    """Checks bundles against a public key, or against an identity and who vouches for it."""
+    """Checks bundles against a public key, or against an identity and who vouches for it; `scratch` as above."""
 
     cosign: str
     key: str = ""
     identity: str = ""
     issuer: str = ""
+    scratch: Path | None = None
 
     @property
     def whose(self) -> str:
@@ -63,7 +69,7 @@ class Verifier:
 
     def problem(self, bundle: bytes, *, kind: str, digest: str) -> str:
         """Return why a bundle is not signed by who should have, or not about `digest`; empty when all is well."""
-        with tempfile.TemporaryDirectory(prefix="kiln-verify-") as name:
+        with tempfile.TemporaryDirectory(dir=self.scratch, prefix=_PREFIX) as name:
             folder = Path(name)
             path = folder / "bundle.json"
             path.write_bytes(bundle)
@@ -84,7 +90,7 @@ class Verifier:
         return (f"--key={self.key}", f"--trusted-root={root}", "--insecure-ignore-tlog=true")
 
 
-def signer(*, key: str, keyless: bool) -> Signer | None:
+def signer(*, key: str, keyless: bool, scratch: Path | None = None) -> Signer | None:
     """Return who signs, None when nobody was asked to; raises Missing where that cannot be."""
     if key and keyless:
         raise errors.BadInput("--key and --keyless: one of them")
@@ -98,7 +104,7 @@ def signer(*, key: str, keyless: bool) -> Signer | None:
         if PASSWORD not in os.environ:
             hint = f"read -rs {PASSWORD}; export {PASSWORD}"
             raise errors.BadInput(f"{key}: its password is read from {PASSWORD}, which is not set", hint=hint)
-    return Signer(cosign=found, key=key)
+    return Signer(cosign=found, key=key, scratch=scratch)
 
 
 def verifier(*, key: str, identity: str, issuer: str) -> Verifier | None:

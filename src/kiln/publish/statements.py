@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from kiln import errors
 from kiln.catalog.records import Digest, Path, Record, Sha256, Text
+from kiln.publish.evidence import Evidence  # noqa: TC001 - pydantic reads it
+from kiln.publish.waiver import Waiver  # noqa: TC001 - pydantic reads it
 from kiln.registry import records as registry
+from kiln.smoke.records import Tier  # noqa: TC001 - pydantic reads it
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+R = TypeVar("R", bound=Record)
 STATEMENT = "https://in-toto.io/Statement/v1"
 SIGNATURE = "https://sigstore.dev/cosign/sign/v1"
 PATCHES = "https://kiln.ai/attestation/patches/v1"
@@ -96,6 +100,14 @@ class Patches(Record):
     slsa: Slsa
 
 
+class Smoke(Record):
+    """What was smoked, and the tiers that were not run and that the waiver stands for."""
+
+    evidence: Evidence
+    waiver: Waiver | None
+    waived: tuple[Tier, ...]
+
+
 def make(kind: str, predicate: Any, *, name: str, digest: str) -> Statement:
     """Return the statement of type `kind` about one image; `name` is host/repository."""
     algorithm, _, value = digest.partition(":")
@@ -134,8 +146,36 @@ def read(data: bytes) -> Statement:
 
 def read_patches(predicate: Any) -> Patches:
     """Read the patch predicate strictly; raises BadInput with one line for each problem."""
+    return _strictly(Patches, predicate)
+
+
+def read_smoke(predicate: Any) -> Smoke:
+    """Read the smoke predicate strictly; raises BadInput with one line for each problem."""
+    return _strictly(Smoke, predicate)
+
+
+def lasting(statement: Statement) -> tuple[str, Any]:
+    """Return what a statement says, without what is another each time that the same is found out."""
+    said = dict(statement.predicate)
+    if statement.type == SBOM:
+        said.pop("serialNumber", None)
+        said["metadata"] = _without(said.get("metadata"), "timestamp")
+    elif statement.type == PROVENANCE[0]:
+        # when, in which session and out of which cache it was built is another each time: what of and by whom is not
+        made = said.get("buildDefinition")
+        said = {"of": made.get("resolvedDependencies") if isinstance(made, dict) else made}
+    elif statement.type == PROVENANCE[1]:
+        said = {"of": said.get("materials"), "by": said.get("builder")}
+    return statement.type, said
+
+
+def _without(value: Any, name: str) -> Any:
+    return {key: each for key, each in value.items() if key != name} if isinstance(value, dict) else value
+
+
+def _strictly(record: type[R], predicate: Any) -> R:
     try:
-        return Patches.model_validate_json(json.dumps(predicate), strict=True)
+        return record.model_validate_json(json.dumps(predicate), strict=True)
     except ValidationError as error:
         lines = (f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
         raise errors.BadInput("\n".join(lines)) from error

@@ -79,7 +79,8 @@ def moved(
 ) -> Iterator[None]:
     """Point every tag to one manifest, in order, each read back; if anything fails, here or in the body, undo it all.
 
-    An interrupt is a failure, too. What cannot be put back is said, and is part of the error.
+    An interrupt is a failure, too, and so is a tag that somebody else has moved when the body is done. What cannot be
+    put back is said, and is part of the error.
     """
     begun: list[Place] = []
     try:
@@ -87,6 +88,8 @@ def moved(
             begun.append(place)
             _put(registry, repository, place.tag, to)
         yield
+        for place in places:
+            _compare(registry, repository, place.tag, to)
     except BaseException as error:
         with _undisturbed():
             left = [told for place in reversed(begun) if (told := _restore(registry, repository, place, to))]
@@ -99,6 +102,10 @@ def moved(
 
 def _put(registry: Registry, repository: str, tag: str, to: Manifest) -> None:
     registry.put_manifest(repository, tag, to.data, to.descriptor.media_type)
+    _compare(registry, repository, tag, to)
+
+
+def _compare(registry: Registry, repository: str, tag: str, to: Manifest) -> None:
     found = registry.head(repository, tag)
     if found is None or found.digest != to.digest:
         at = found.digest if found else "nothing"
@@ -107,7 +114,14 @@ def _put(registry: Registry, repository: str, tag: str, to: Manifest) -> None:
 
 def _restore(registry: Registry, repository: str, place: Place, moved_to: Manifest) -> str:
     """Put one tag back and read it back; return what is wrong with it now, empty when it is as it was."""
+    before = place.before.digest if place.before else ""
     try:
+        found = registry.head(repository, place.tag)
+        now = found.digest if found else ""
+        if now == before:
+            return ""
+        if now != moved_to.digest:
+            return f"moved by somebody else to {now or 'nothing'}, left: {repository}:{place.tag}"
         if place.before:
             _put(registry, repository, place.tag, place.before)
             return ""
@@ -116,7 +130,7 @@ def _restore(registry: Registry, repository: str, place: Place, moved_to: Manife
         why = "this registry deletes no tags"
     except (errors.KilnError, OSError) as error:
         why = str(error)
-    was = place.before.digest if place.before else "not there"
+    was = before or "not there"
     return f"NOT PUT BACK: {repository}:{place.tag} was {was} before, and may name {moved_to.digest} now: {why}"
 
 
@@ -126,8 +140,8 @@ def _remove(registry: Registry, repository: str, tag: str, moved_to: Manifest) -
     Many registries delete by digest alone, which would take the image with it. There the tag is pointed to a manifest
     of its own, and that one is deleted.
     """
-    if registry.head(repository, tag) is None or registry.delete(repository, tag):
-        return registry.head(repository, tag) is None
+    if registry.delete(repository, tag):
+        return True
     empty = registry.push_blob(repository, records.EMPTY, records.OCI_EMPTY)
     own = json.dumps(
         {

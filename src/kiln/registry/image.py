@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PLATFORM = "linux/amd64"
 _MAX_CONFIG_BYTES = 8 << 20
+# as containerd reads them: Docker runs an entry of an index under any of these names
+_ARCHITECTURES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
 _CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 
 
@@ -133,7 +135,7 @@ def platform_of(config: dict[str, Any]) -> str:
 
 
 def _choose(index: Manifest, platform: str, where: str) -> Descriptor:
-    found = [each for each in index.manifests if _fits(each.platform, platform) and not each.artifact_type]
+    found = [each for each in index.manifests if _fits(each.platform, platform)]
     if not found:
         known = sorted({each.platform for each in index.manifests} - {"", "unknown/unknown"})
         raise errors.Missing(f"{where}: nothing for {platform}; it is there for {', '.join(known) or 'no platform'}")
@@ -143,7 +145,9 @@ def _choose(index: Manifest, platform: str, where: str) -> Descriptor:
 
 
 def _fits(found: str, wanted: str) -> bool:
-    return found == wanted or found.startswith(f"{wanted}/")
+    system, *rest = found.lower().split("/")
+    known = "/".join((system, *(_ARCHITECTURES.get(each, each) for each in rest)))
+    return known == wanted or known.startswith(f"{wanted}/")
 
 
 def _read_config(data: bytes, manifest: Manifest, where: str) -> dict[str, Any]:

@@ -39,9 +39,9 @@ def run(
     json: bool = False,
 ) -> None:
     """Print how a target is served with least privilege: docker command, compose file or Kubernetes manifests."""
-    from kiln import catalog, errors
+    from kiln import catalog, engine, errors
     from kiln import plan as planning
-    from kiln.deploy import machine, make, start
+    from kiln.deploy import machine, make, notes, start
     from kiln.deploy.records import Wanted
     from kiln.image import receipt
     from kiln.tasks.show_run import show_deployment, show_notes
@@ -54,8 +54,11 @@ def run(
     built = receipt.read(loaded.output(chosen.target.slug), chosen.image.kind)
     gpus = machine.amd() if chosen.image.kind == "rocm" else machine.nvidia() if exec else ()
     made = make.make(chosen, wanted, built=built, gpus=gpus)
-    show_notes(made)
+    home = loaded.state / "engine"
     if exec:
-        start.run(made, loaded.state / "engine", gpus=gpus)
+        show_notes(made.notes)
+        start.run(made, home, gpus=gpus)
     else:
+        there = notes.of_engine(made.image, engine.status(home).engine) if made.digest and format != "k8s" else ()
+        show_notes((*made.notes, *there))
         show_deployment(made, format, json=json)

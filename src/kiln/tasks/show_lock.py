@@ -21,13 +21,17 @@ _SHOWN_DIGEST = 19  # "sha256:" and twelve digits
 def show_lock(result: Result, proposals: Sequence[Proposal], *, strict: bool, json: bool) -> None:
     """Print the lock and what was found, or its JSON and nothing else.
 
-    Raises Findings where something is not as locked, and with `strict` Missing where a registry gave no answer.
+    Raises Missing where a registry was silent on what was asked for by name, and with `strict` on anything; Findings
+    where something is not as locked.
     """
     if json:
         print(report.as_json(as_data(result, proposals)))
     else:
         print(report.table(("image", "linux/amd64", "vouched for by", "layers"), list(_rows(result))))
         print("\n".join(_lines(result, proposals)))
+    if result.undone:
+        hint = result.silent[0].hint if result.silent else ""
+        raise errors.Missing("\n".join(line(each) for each in result.undone), hint=hint)
     if result.findings:
         raise errors.Findings(many(len(result.findings), "finding"))
     if strict and result.silent:
@@ -43,6 +47,8 @@ def as_data(result: Result, proposals: Sequence[Proposal]) -> dict[str, Any]:
         "unconfirmed": list(result.unconfirmed),
         "unknown": list(result.unknown),
         "findings": [asdict(finding) for finding in result.findings],
+        "damaged": list(result.damaged),
+        "undone": list(result.undone),
         "silent": [asdict(each) for each in result.silent],
         "new_releases": [asdict(proposal) for proposal in proposals],
         "written": result.written,
@@ -53,7 +59,13 @@ def _rows(result: Result) -> Iterator[tuple[str, str, str, str]]:
     for name in result.images:
         entry = result.lock.images[name]
         digest = entry.manifest.digest[:_SHOWN_DIGEST] if entry.manifest else "unknown"
-        yield name, digest, _voucher(entry.manifest), "read" if entry.base else "not read"
+        yield name, digest, _voucher(entry.manifest), _layers(entry.base)
+
+
+def _layers(base: lock_records.Base | None) -> str:
+    if base is None:
+        return "not read"
+    return "read" if base.reader == lock_records.READER else "read by an older Kiln: --bases"
 
 
 def _voucher(manifest: lock_records.LockedDigest | None) -> str:
@@ -67,6 +79,8 @@ def _lines(result: Result, proposals: Sequence[Proposal]) -> Iterator[str]:
         yield f"{line(finding.where)}: {line(finding.problem)}"
         if finding.hint:
             yield f"  next: {line(finding.hint)}"
+    for name in result.damaged:
+        yield f"{name}: its entry was damaged, and was made anew from images/releases.yaml and what its registry says"
     for each in result.silent:
         yield f"{line(each.host)}: no answer for {many(len(each.images), 'image')}: {line(each.reason)}"
         if each.hint:

@@ -34,6 +34,8 @@ def show_published(made: Published, *, json: bool) -> None:
     ]
     print(report.table(("would publish" if made.dry_run else "published", made.target), rows))
     print(f"{'would be verified' if made.dry_run else 'verified'} from a clean client:\n  {made.verify}")
+    if made.public_key:
+        print(f"hand on {made.public_key}: whoever checks the signature needs it, and needs it from you")
 
 
 def show_verified(found: Verified, *, json: bool) -> None:
@@ -51,6 +53,7 @@ def show_verified(found: Verified, *, json: bool) -> None:
         ("digest", found.digest),
         ("signature", f"verified, {found.signed_by}" if found.signed_by else found.signature.upper()),
         ("attested", ", ".join(found.attestations)),
+        *((("waived", f"{', '.join(found.waived)}: not run on this image"),) if found.waived else ()),
         ("target", found.target),
         ("patched files", f"{found.files} read in the image, as the ledger and the patch predicate say"),
         ("layers", f"all {found.layers} read" if found.layers else "those of patched files read; every one: --full"),

@@ -10,11 +10,13 @@ from kiln import report
 from kiln.deploy import argv, compose, kubernetes, text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kiln.deploy.records import Deployment
 
 
-def show_notes(made: Deployment) -> None:
-    for note in made.notes:
+def show_notes(notes: Iterable[str]) -> None:
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 

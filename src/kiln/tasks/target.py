@@ -43,11 +43,13 @@ def plan(
     all: bool = False,  # noqa: A002
 ) -> None:
     """Show everything a target resolves to: image, pins, series, serve command."""
-    from kiln import catalog
+    from kiln import catalog, errors
     from kiln import plan as planning
     from kiln.tasks.choice import Asked, matrix, targets
     from kiln.tasks.show import show_plan, show_plans, show_targets
 
+    if all and list:
+        raise errors.BadInput("--all shows plans, --list shows targets: name one of them", hint="./inv plan --list")
     loaded = catalog.load(catalog.find_root())
     asked = Asked(model=model, variant=variant, arch=arch, release=release)
     if all:
@@ -88,13 +90,16 @@ def build(
 
     loaded = catalog.load(catalog.find_root())
     order = orders.Order(twin=twin, thin=thin, rebuild=rebuild, dry_run=dry_run, builder=builder)
-    order = orders.checked(order, loaded, push=push, to=to)
+    order = orders.checked(order, loaded, push=push, to=to, show=print)
+    at_a_time = orders.jobs(jobs)
     find = matrix if all else one
     found = find(loaded, Asked(model=model, variant=variant, arch=arch, release=release))
     if print:
         show_document(orders.document(order, loaded, found, Reporter()))
-    elif all:
-        show_rows(many.run(found, orders.worker(order, loaded), jobs=orders.jobs(jobs)), json=json)
+        return
+    orders.reach(order, loaded)
+    if all:
+        show_rows(many.run(found, orders.worker(order, loaded), jobs=at_a_time), json=json)
     elif made := orders.fill(order, loaded, found[0].planned(), Reporter()):
         show_receipt(made, json=json)
     else:
@@ -123,5 +128,6 @@ def smoke(
     loaded = catalog.load(catalog.find_root())
     chosen = planning.make(loaded, variant=variant, arch=arch, release=release, model=model)
     result = target.run(loaded, chosen, twin=twin, reporter=Reporter())
-    written = evidence.write(loaded.output(chosen.target.slug), chosen, result, kind="twin")
+    kind = "twin" if twin else chosen.image.kind
+    written = evidence.write(loaded.output(chosen.target.slug), chosen, result, kind=kind)
     show_smoke(result, written, json=json)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kiln.errors import Finding
-from kiln.image import accept
+from kiln.image import accept, base_image
 from kiln.patching import ledger
 from kiln.registry import layers
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What a pushed image must be: its base with one layer of these members, and the labels of the build."""
+    """What a pushed image must be: its base, whose config is `config`, one layer of these members, and these labels."""
 
     base: lock_records.Base
     plan: Plan
     ledger: bytes
     members: tuple[Member, ...]
     labels: Mapping[str, str]
+    config: Mapping[str, Any]
 
 
 def differences(image: RemoteImage, expected: Expected, progress: Callable[[str], None]) -> Iterator[Finding]:
@@ -39,6 +40,8 @@ def differences(image: RemoteImage, expected: Expected, progress: Callable[[str]
         yield Finding(where="layers", problem="not those of the base and one more")
         return
     yield from _of_labels(image, expected.labels)
+    for problem in base_image.changed(expected.config, base_image.settings(image)):
+        yield Finding(where="settings", problem=problem)
     found = layers.scan(image, lambda _: True, layers={len(digests) - 1}, progress=progress)
     yield from of_layer(found, expected.members)
     yield from of_series(found, expected)

@@ -21,7 +21,9 @@ from kiln.image import (
     prepare,
     provenance,
     receipt,
+    there,
 )
+from kiln.image.destination import repository_of
 from kiln.image.thin import accept as accepting
 from kiln.image.thin import base as bases
 from kiln.image.thin import engine as engine_age
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from kiln.errors import Finding
     from kiln.image.prepare import Ready
     from kiln.image.receipt import Receipt
+    from kiln.image.thin.accept import Expected
     from kiln.image.thin.layer import Site
     from kiln.plan import Plan
     from kiln.registry.client import Registry
@@ -48,13 +51,14 @@ if TYPE_CHECKING:
 LAYER = "kiln-thin-layer.tar"
 
 
-def run(catalog: Catalog, plan: Plan, *, repository: str, reporter: Reporter) -> Receipt:
+def run(catalog: Catalog, plan: Plan, *, repository: str, reporter: Reporter, rebuild: bool = False) -> Receipt:
     """Push the image of a target to HOST/REPOSITORY as a layer over its base, and accept what is then there.
 
-    Raises BadInput for a target that needs more than the series, or whose base was not locked, NotApplied where a file
-    of the base is not the wheel's, or the pushed image not what was rehearsed, Missing where the base is not at hand.
+    Nothing is pushed where the repository has the image of the same inputs, unless `rebuild`. Raises BadInput for a
+    target that needs more than the series, or whose base was not locked, NotApplied where a file of the base is not
+    the wheel's, or the pushed image not what was rehearsed, Missing where the base is not at hand.
     """
-    to = _named(repository)
+    to = repository_of(repository)
     base = bases.required(catalog, plan)
     rehearsal = prepare.rehearse_target(catalog, plan, twin=False, reporter=reporter)
     engine = engines.ensure(catalog.state / "engine", reporter)
@@ -67,31 +71,51 @@ def run(catalog: Catalog, plan: Plan, *, repository: str, reporter: Reporter) ->
             members = _members(ready, base, site)
             _stage(ready, members)
         build = _build(ready, to)
-        _mount(opened, registry, to, reporter)
-        # a removal lies wrongly in BuildKit's cache, all else may stay there
-        removing = any(member.removes for member in members)
-        with engine_age.forgetting(engine, LAYER) if removing else contextlib.nullcontext():
-            made = buildkit.run(build, engine=engine, reporter=reporter, step=f"push one layer to {to}")
-        pushed = images.open_image(registry, to.repository, made.digest)
         expected = accepting.Expected(
-            base=base, plan=plan, ledger=rehearsal.ledger, members=members, labels=build.labels
+            base=base,
+            plan=plan,
+            ledger=rehearsal.ledger,
+            members=members,
+            labels=build.labels,
+            config=base_image.settings(opened),
         )
-        with reporter.step("read the image back") as progress:
-            found = list(accepting.differences(pushed, expected, progress))
-        if found:
-            _refuse(pushed, reference.parse(build.output["name"]), found)
-        receipt_of = _receipt(ready, pushed, build, to)
-    folder = catalog.output(plan.target.slug)
-    provenance.write(folder, receipt_of.kind, receipt_of.digest, made.provenance)
-    receipt.write(folder, receipt_of)
-    return receipt_of
+        made = None if rebuild else _unchanged(ready, build, to)
+        made = made or _pushed(ready, build, opened, expected, to=to)
+        receipt.write(catalog.output(plan.target.slug), made)
+    return made
 
 
-def _named(repository: str) -> Reference:
-    to = reference.parse(repository)
-    if to.tag or to.digest:
-        raise errors.BadInput(f"--to {repository}: a repository without a tag", hint=f"--to {to.name}")
-    return to
+def _unchanged(ready: Ready, build: bake.Build, to: Reference) -> Receipt | None:
+    """Return the receipt of the image with these inputs, if this very repository still has it."""
+    job = ready.job
+    found = receipt.read(job.catalog.output(job.plan.target.slug), job.kind)
+    if found is None or not found.thin or found.inputs_sha256 != inputs.sha256(build):
+        return None
+    if found.image != f"{to}@{found.digest}":
+        return None
+    held, why = there.find(found, job.engine, job.catalog.config.ca)
+    if held is None or (why := there.differs(held, build.labels)):
+        job.reporter.note(f"{found.image}: {why}; it is built again")
+        return None
+    job.reporter.note(f"✓ unchanged: {found.image} has these inputs, and is not built again")
+    return replace(found, unchanged=True, seconds=dict(job.reporter.timings))
+
+
+def _pushed(ready: Ready, build: bake.Build, opened: RemoteImage, expected: Expected, *, to: Reference) -> Receipt:
+    """Push the layer, and accept the image that the registry then hands out."""
+    job, registry = ready.job, opened.registry
+    _mount(opened, registry, to, job.reporter)
+    # a removal lies wrongly in BuildKit's cache, all else may stay there
+    removing = any(member.removes for member in expected.members)
+    with engine_age.forgetting(job.engine, LAYER) if removing else contextlib.nullcontext():
+        made = buildkit.run(build, engine=job.engine, reporter=job.reporter, step=f"push one layer to {to}")
+    pushed = images.open_image(registry, to.repository, made.digest)
+    with job.reporter.step("read the image back") as progress:
+        found = list(accepting.differences(pushed, expected, progress))
+    if found:
+        _refuse(pushed, reference.parse(build.output["name"]), found)
+    provenance.write(job.catalog.output(job.plan.target.slug), job.kind, made.digest, made.provenance)
+    return _receipt(ready, pushed, build, to)
 
 
 def _opened(ready: Ready, registry: Registry, to: Reference) -> RemoteImage:
